@@ -1,0 +1,32 @@
+# Language level, warnings, ISA list and CUDA options.
+
+set(PYLUM_CUDA AUTO CACHE STRING "Build CUDA code: AUTO (where nvcc is found), ON, OFF")
+set(PYLUM_CUDA_ARCHS "" CACHE STRING "CUDA architectures, e.g. 80;90a; empty: the default list")
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_CXX_FLAGS_RELEASE "-O3")
+
+# Every portable kernel is compiled once per ISA of this list; csrc/common/cpu_features.cpp chooses.
+set(PYLUM_ISAS base)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  list(APPEND PYLUM_ISAS avx2 avx512)
+endif()
+set(PYLUM_FLAGS_base "")
+set(PYLUM_FLAGS_avx2 -mavx2 -mfma -mf16c)
+set(PYLUM_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
+                       -mprefer-vector-width=512)
+
+function(pylum_compile_options target)
+  target_compile_options(
+    ${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -fno-math-errno
+                      -fno-trapping-math -ffp-contract=fast>)
+  list(LENGTH PYLUM_ISAS count)
+  if(count GREATER 1)
+    target_compile_definitions(${target} PRIVATE PYLUM_X86=1)
+  endif()
+endfunction()

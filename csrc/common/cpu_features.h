@@ -1,0 +1,39 @@
+// Which instruction set the CPU kernels run on: found once from cpuid, overridden by PYLUM_ISA.
+#pragma once
+
+namespace pylum {
+
+enum class Isa { kBase, kAvx2, kAvx512 };
+
+// The ISA in use. Throws std::runtime_error where PYLUM_ISA asks for one that is unknown or absent.
+Isa isa();
+const char* isa_name(Isa isa);
+// The best ISA this machine and this build offer.
+Isa best_isa();
+
+}  // namespace pylum
+
+// PYLUM_CPU_KERNEL(void forward(const Params&)) declares the function in each ISA's namespace;
+// PYLUM_CPU_CALL(forward, params) calls the one in use. Both stand in the room's namespace.
+#ifdef PYLUM_X86
+#define PYLUM_CPU_KERNEL(...) \
+    namespace base {          \
+    __VA_ARGS__;              \
+    }                         \
+    namespace avx2 {          \
+    __VA_ARGS__;              \
+    }                         \
+    namespace avx512 {        \
+    __VA_ARGS__;              \
+    }
+#define PYLUM_CPU_CALL(fn, ...)                                        \
+    (::pylum::isa() == ::pylum::Isa::kAvx512 ? avx512::fn(__VA_ARGS__) \
+     : ::pylum::isa() == ::pylum::Isa::kAvx2 ? avx2::fn(__VA_ARGS__)   \
+                                             : base::fn(__VA_ARGS__))
+#else
+#define PYLUM_CPU_KERNEL(...) \
+    namespace base {          \
+    __VA_ARGS__;              \
+    }
+#define PYLUM_CPU_CALL(fn, ...) base::fn(__VA_ARGS__)
+#endif

@@ -1,0 +1,42 @@
+// pylum._C: raw kernels, private to the package. One register line per room.
+#include <pybind11/pybind11.h>
+
+#include "common/cpu_features.h"
+#ifdef PYLUM_CUDA
+#include "common/cuda/device.h"
+#endif
+
+namespace py = pybind11;
+
+namespace pylum {
+namespace topk {
+void register_op(py::module_& m);
+}
+
+static py::dict build_info() {
+    py::dict info;
+    info["compiler"] = __VERSION__;
+#ifdef _OPENMP
+    info["openmp"] = true;
+#else
+    info["openmp"] = false;
+#endif
+    info["isa"] = isa_name(isa());
+    info["isa_best"] = isa_name(best_isa());
+#ifdef PYLUM_CUDA
+    info["cuda_built"] = true;
+    info["cuda_runtime"] = cuda::runtime_version();
+    info["cuda_architectures"] = cuda::architectures();
+    info["cuda_devices"] = cuda::device_count();
+#else
+    info["cuda_built"] = false;
+#endif
+    return info;
+}
+
+}  // namespace pylum
+
+PYBIND11_MODULE(_C, m) {
+    m.def("build_info", &pylum::build_info);
+    pylum::topk::register_op(m);
+}

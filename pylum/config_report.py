@@ -1,0 +1,40 @@
+"""What was built, what this machine offers, and what was chosen."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from pylum import _C
+
+
+def show_config() -> str:
+    """A report of the build and of the machine, one fact a line, as text.
+
+    ``pylum info`` prints it; paste it into bug reports.
+    """
+    info = _C.build_info()
+    wish = "" if info["isa"] == info["isa_best"] else f" (by PYLUM_ISA; best {info['isa_best']})"
+    if not info["cuda_built"]:
+        cuda = "not built"
+    else:
+        version = info["cuda_runtime"]
+        cuda = (
+            f"built for {info['cuda_architectures']} with runtime "
+            f"{version // 1000}.{version % 1000 // 10}; {info['cuda_devices']} device(s) here"
+        )
+    from pylum import __version__
+
+    facts = {
+        "pylum": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "compiler": info["compiler"],
+        "cpu kernels": info["isa"] + wish,
+        "threads": f"{torch.get_num_threads()} (OpenMP {'on' if info['openmp'] else 'off'})",
+        "cuda": cuda,
+    }
+    width = max(map(len, facts))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())

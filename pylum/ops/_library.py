@@ -1,0 +1,57 @@
+"""Registration of the kernels with ``torch.library``.
+
+``pylum.ops.f`` -> ``torch.ops.pylum.f`` -> ``_C.f``. ``Library.define`` and ``impl`` cost 1.7 us a
+call where ``torch.library.custom_op`` costs 11 to 17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+LIBRARY = torch.library.Library("pylum", "DEF")
+
+
+def threads() -> int:
+    """Threads a CPU kernel may use: torch's setting."""
+    return torch.get_num_threads()
+
+
+def register(
+    schema: str,
+    *,
+    cpu: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Define ``pylum::<schema>`` and return the callable ``torch.ops.pylum.<name>``.
+
+    Args:
+        schema: torch schema without the namespace, e.g. ``"topk(Tensor queries, ...) -> Tensor"``.
+        cpu: allocates the outputs and calls ``_C``.
+        fake: shapes and dtypes of the outputs from those of the inputs.
+        backward, setup_context: as for ``torch.library.register_autograd``; without them the op
+            has no gradient.
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, cpu, "CPU")
+    LIBRARY.impl(name, _not_on_cuda(name), "CUDA")
+    torch.library.register_fake(f"pylum::{name}", fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"pylum::{name}", backward, setup_context=setup_context, lib=LIBRARY
+        )
+    return getattr(torch.ops.pylum, name)
+
+
+def _not_on_cuda(name: str) -> Callable[..., Any]:
+    def fail(*_args: Any, **_kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"pylum.ops.{name} has no CUDA kernel yet: move its tensors to cpu"
+        )
+
+    return fail

@@ -1,0 +1,5 @@
+"""Every op of :mod:`pylum.ops` in plain PyTorch, accumulated in float64: obvious, not fast."""
+
+from pylum.reference.topk import topk
+
+__all__ = ["topk"]

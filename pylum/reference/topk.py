@@ -1,0 +1,35 @@
+"""Reference of :func:`pylum.ops.topk`."""
+
+from __future__ import annotations
+
+import torch
+
+from pylum.ragged import Ragged
+
+
+def topk(
+    queries: torch.Tensor,
+    items: torch.Tensor,
+    k: int,
+    *,
+    exclude: Ragged | None = None,
+    candidates: Ragged | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = queries.double() @ items.double().T
+    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    allowed = torch.ones_like(scores, dtype=torch.bool)
+    for q in range(len(scores)):
+        if candidates is not None:
+            allowed[q] = False
+            allowed[q, candidates[q]] = True
+        if exclude is not None:
+            allowed[q, exclude[q]] = False
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    top = torch.full((len(scores), k), -torch.inf)
+    rows = torch.full((len(scores), k), -1, dtype=torch.int64)
+    for q in range(len(scores)):
+        order = torch.sort(scores[q], descending=True, stable=True).indices
+        order = order[allowed[q, order]][:k]
+        top[q, : len(order)] = scores[q, order].float()
+        rows[q, : len(order)] = order
+    return top, rows
