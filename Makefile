@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 TORCH ?= torch==2.13.0
 # CUDA code is built only where a GPU answers, so that a laptop waits for nothing it cannot run.
 export PYLUM_CUDA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo ON || echo OFF)

@@ -1,0 +1,6 @@
+"""Raw kernels: private, checked in C++, called through :mod:`pylum.ops` only."""
+
+from typing import Any
+
+def build_info() -> dict[str, Any]: ...
+def __getattr__(name: str) -> Any: ...
