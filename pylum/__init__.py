@@ -2,7 +2,8 @@
 
 from pylum import ops, reference
 from pylum.config_report import show_config
+from pylum.data import ANY, Interactions, Vocab
 from pylum.ragged import Ragged
 
 __version__ = "0.1.0"
-__all__ = ["Ragged", "ops", "reference", "show_config"]
+__all__ = ["ANY", "Interactions", "Ragged", "Vocab", "ops", "reference", "show_config"]
