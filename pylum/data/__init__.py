@@ -5,6 +5,7 @@ from pylum.data.events import ANY_ROW, OOV_ROW, Events
 from pylum.data.histories import Histories
 from pylum.data.interactions import Interactions
 from pylum.data.items import ItemTable
+from pylum.data.movielens import movielens_100k, read_movielens
 from pylum.data.schema import Field, Schema
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
@@ -21,4 +22,6 @@ __all__ = [
     "Schema",
     "Vocab",
     "Vocabs",
+    "movielens_100k",
+    "read_movielens",
 ]

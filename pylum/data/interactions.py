@@ -296,6 +296,12 @@ class Interactions:
 
         return split(self, protocol)
 
+    def merged(self, other: Interactions) -> Interactions:
+        """What this part and another of the same split see, with the targets of both."""
+        from pylum.data.protocols import merged
+
+        return merged(self, other)
+
     @cached_property
     def repeat_share(self) -> float:
         """Share of events whose item their user chose before."""
