@@ -9,6 +9,9 @@
 namespace py = pybind11;
 
 namespace pylum {
+namespace sampled_softmax {
+void register_op(py::module_& m);
+}
 namespace topk {
 void register_op(py::module_& m);
 }
@@ -38,5 +41,6 @@ static py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
     m.def("build_info", &pylum::build_info);
+    pylum::sampled_softmax::register_op(m);
     pylum::topk::register_op(m);
 }

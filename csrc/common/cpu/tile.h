@@ -1,0 +1,126 @@
+// Register tiles of float32 matrix products. A tile is kTileRows rows by kVectors vectors of
+// columns; every element is one chain of fused multiply-adds in the order of the depth, so a result
+// does not depend on the tile it was computed in.
+#pragma once
+
+#include "common/cpu/vector.h"
+
+namespace pylum {
+namespace {
+
+constexpr int kTileRows = 6;
+// 24 accumulators of 32 registers with AVX-512, 12 of 16 without.
+constexpr int kTileVectors = kVectorBytes == 64 ? 4 : 2;
+constexpr int kTileColumns = kTileVectors * kLanes;
+// Columns of matrices in workspace are padded with zeros to this: a whole vector of every ISA.
+constexpr int64_t kColumnPad = 16;
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+template <int kVectors>
+struct Tile {
+    vfloat at[kTileRows][kVectors];
+
+    __attribute__((always_inline)) void clear() {
+#pragma GCC unroll 6
+        for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+                at[r][v] = vfloat{};
+            }
+        }
+    }
+
+    // at[r][:] += sum over i of a[r * a_row + i * a_step] * b[i * b_step + :]
+    __attribute__((always_inline)) void multiply(const float* a, int64_t a_row, int64_t a_step,
+                                                 const float* b, int64_t b_step, int64_t depth) {
+        for (int64_t i = 0; i < depth; ++i) {
+            vfloat columns[kVectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+                columns[v] = load(b + v * kLanes);
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < kTileRows; ++r) {
+                const vfloat x = broadcast(a[r * a_row]);
+#pragma GCC unroll 4
+                for (int v = 0; v < kVectors; ++v) {
+                    at[r][v] += x * columns[v];
+                }
+            }
+            a += a_step;
+            b += b_step;
+        }
+    }
+
+    // c[r * c_row + :] += at[r][:] for the first rows.
+    __attribute__((always_inline)) void add_to(float* c, int64_t c_row, int64_t rows) const {
+#pragma GCC unroll 6
+        for (int r = 0; r < kTileRows; ++r) {
+            if (r < rows) {
+#pragma GCC unroll 4
+                for (int v = 0; v < kVectors; ++v) {
+                    float* p = c + r * c_row + v * kLanes;
+                    store(p, load(p) + at[r][v]);
+                }
+            }
+        }
+    }
+};
+
+template <int kVectors>
+inline void add_product_columns(const float* a, int64_t a_row, int64_t a_step, const float* b,
+                                int64_t b_step, float* c, int64_t c_row, int64_t rows,
+                                int64_t depth) {
+    Tile<kVectors> tile;
+    tile.clear();
+    tile.multiply(a, a_row, a_step, b, b_step, depth);
+    tile.add_to(c, c_row, rows);
+}
+
+// c[r, :] += sum over i of a[r * a_row + i * a_step] * b[i, :] for rows <= kTileRows. a is read for
+// kTileRows rows; b and c have columns (a multiple of kColumnPad) contiguous columns.
+inline void add_product(const float* a, int64_t a_row, int64_t a_step, const float* b,
+                        int64_t b_step, float* c, int64_t c_row, int64_t rows, int64_t depth,
+                        int64_t columns) {
+    int64_t j = 0;
+    for (; j + kTileColumns <= columns; j += kTileColumns) {
+        add_product_columns<kTileVectors>(a, a_row, a_step, b + j, b_step, c + j, c_row, rows,
+                                          depth);
+    }
+    if constexpr (kTileVectors == 4) {
+        switch ((columns - j) / kLanes) {
+            case 1:
+                return add_product_columns<1>(a, a_row, a_step, b + j, b_step, c + j, c_row, rows,
+                                              depth);
+            case 2:
+                return add_product_columns<2>(a, a_row, a_step, b + j, b_step, c + j, c_row, rows,
+                                              depth);
+            case 3:
+                return add_product_columns<3>(a, a_row, a_step, b + j, b_step, c + j, c_row, rows,
+                                              depth);
+            default:
+                return;
+        }
+    }
+}
+
+// Items are read in panels of kPanel rows, transposed: panel[i * kPanel + j] = row j, column i.
+constexpr int64_t kPanel = 64;
+
+template <typename T>
+inline void pack_panel(const T* const* rows, int64_t count, int64_t dim, float* panel) {
+    for (int64_t j = 0; j < count; ++j) {
+        for (int64_t i = 0; i < dim; ++i) {
+            panel[i * kPanel + j] = to_float(rows[j][i]);
+        }
+    }
+    for (int64_t i = 0; i < dim && count < kPanel; ++i) {
+        for (int64_t j = count; j < kPanel; ++j) {
+            panel[i * kPanel + j] = 0;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace pylum

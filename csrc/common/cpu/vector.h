@@ -1,0 +1,99 @@
+// Vectors as wide as the ISA this file is compiled for, by GCC vector extensions: + - * / and
+// comparisons work lane by lane, mask ? a : b selects. Included by csrc/<op>/cpu files only.
+#pragma once
+
+#include <cstdint>
+
+#include "common/bfloat16.h"
+
+namespace pylum {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float vfloat __attribute__((vector_size(kVectorBytes)));
+typedef int32_t vint __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t vuint __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t vhalf __attribute__((vector_size(kVectorBytes / 2)));
+typedef float vfloat_unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+typedef int32_t vint_unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+typedef uint16_t vhalf_unaligned
+    __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+
+constexpr float kInfinity = __builtin_inff();
+
+inline vfloat broadcast(float x) { return vfloat{} + x; }
+inline vint broadcast(int32_t x) { return vint{} + x; }
+
+inline vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
+inline vint load(const int32_t* p) { return *reinterpret_cast<const vint_unaligned*>(p); }
+inline vfloat load(const bfloat16* p) {
+    const vhalf half = *reinterpret_cast<const vhalf_unaligned*>(p);
+    return reinterpret_cast<vfloat>(__builtin_convertvector(half, vuint) << 16);
+}
+inline void store(float* p, vfloat x) { *reinterpret_cast<vfloat_unaligned*>(p) = x; }
+
+// The first n lanes; the others are zero and their memory is not touched.
+template <typename T>
+inline vfloat load_first(const T* p, int n) {
+    float lanes[kLanes] = {};
+    for (int i = 0; i < n; ++i) {
+        lanes[i] = to_float(p[i]);
+    }
+    return load(lanes);
+}
+
+inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+
+inline float sum(vfloat x) {
+    float lanes[kLanes];
+    store(lanes, x);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    return lanes[0];
+}
+
+inline float max(vfloat x) {
+    float lanes[kLanes];
+    store(lanes, x);
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) {
+            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+        }
+    }
+    return lanes[0];
+}
+
+// e^x within 2 units in the last place; exactly 0 below -87.3, infinity above 88; NaN stays NaN.
+// Cephes' polynomial after the reduction x = n ln 2 + r with |r| <= ln 2 / 2.
+inline vfloat exp(vfloat x) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const vfloat shifted = x * 1.44269504088896341f + kRound;
+    const vfloat n = shifted - kRound;
+    vfloat r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vfloat y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * (r * r) + (r + 1.0f);
+    constexpr int32_t kRoundBits = 0x4b400000;
+    const vint exponent = reinterpret_cast<vint>(shifted) - (kRoundBits - 127);
+    y = y * reinterpret_cast<vfloat>(exponent << 23);
+    y = x < -87.3f ? vfloat{} : y;
+    return x > 88.0f ? broadcast(kInfinity) : y;
+}
+
+}  // namespace
+}  // namespace pylum
