@@ -34,7 +34,7 @@ def register(
         cpu: allocates the outputs and calls ``_C``.
         fake: shapes and dtypes of the outputs from those of the inputs.
         backward, setup_context: as for ``torch.library.register_autograd``; without them the op
-            has no gradient.
+            has no gradient. Double backward is an error.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
@@ -43,9 +43,25 @@ def register(
     torch.library.register_fake(f"pylum::{name}", fake, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(
-            f"pylum::{name}", backward, setup_context=setup_context, lib=LIBRARY
+            f"pylum::{name}",
+            _once(name, backward),
+            setup_context=setup_context,
+            lib=LIBRARY,
         )
     return getattr(torch.ops.pylum, name)
+
+
+def _once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    # Grad mode is on inside a backward with create_graph=True only. A saved gradient would stand in
+    # its graph as a constant, and whatever is differentiated through it would be wrong.
+    def once(*args: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"pylum.ops.{name} has no double backward: call backward without create_graph"
+            )
+        return backward(*args)
+
+    return once
 
 
 def _not_on_cuda(name: str) -> Callable[..., Any]:
