@@ -9,6 +9,9 @@
 namespace py = pybind11;
 
 namespace pylum {
+namespace attention {
+void register_op(py::module_& m);
+}
 namespace sampled_softmax {
 void register_op(py::module_& m);
 }
@@ -41,6 +44,7 @@ static py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
     m.def("build_info", &pylum::build_info);
+    pylum::attention::register_op(m);
     pylum::sampled_softmax::register_op(m);
     pylum::topk::register_op(m);
 }

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #include "common/bfloat16.h"
 
@@ -93,6 +96,36 @@ inline vfloat exp(vfloat x) {
     y = y * reinterpret_cast<vfloat>(exponent << 23);
     y = x < -87.3f ? vfloat{} : y;
     return x > 88.0f ? broadcast(kInfinity) : y;
+}
+
+// 2^x to 1e-7 of its value; exactly 1 at 0 and 0 at -infinity; within 2^+-126; NaN stays NaN.
+inline vfloat exp2(vfloat x) {
+#ifdef __AVX512F__
+    // Unmasked forms of these warn of uninitialised values inside GCC 12's own header. The order of
+    // the maximum's operands keeps NaN.
+    constexpr __mmask16 kAll = 0xffff;
+    const __m512 bounded = _mm512_maskz_max_ps(kAll, _mm512_set1_ps(-200.0f), (__m512)x);
+    const __m512 n = _mm512_maskz_roundscale_ps(kAll, bounded, _MM_FROUND_TO_NEAREST_INT);
+    const vfloat r = (vfloat)bounded - (vfloat)n;
+#else
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    vfloat bounded = x < -126.0f ? broadcast(-126.0f) : x;
+    bounded = bounded > 127.0f ? broadcast(127.0f) : bounded;
+    const vfloat shifted = bounded + kRound;
+    const vfloat r = bounded - (shifted - kRound);
+#endif
+    // Least largest relative error on [-1/2, 1/2] among polynomials that are 1 at 0.
+    vfloat y = r * 0.001326472731307149f + 0.009671512991189957f;
+    y = y * r + 0.05550733581185341f;
+    y = y * r + 0.24022242426872253f;
+    y = y * r + 0.6931470036506653f;
+    y = y * r + 1.0f;
+#ifdef __AVX512F__
+    return (vfloat)_mm512_maskz_scalef_ps(kAll, (__m512)y, n);
+#else
+    const vint exponent = reinterpret_cast<vint>(shifted) - (0x4b400000 - 127);
+    return x < -126.0f ? vfloat{} : y * reinterpret_cast<vfloat>(exponent << 23);
+#endif
 }
 
 }  // namespace

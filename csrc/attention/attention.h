@@ -1,0 +1,22 @@
+// Attention over a packed batch of sequences, forward and backward.
+#pragma once
+
+#include "common/attention_inputs.h"
+#include "common/cpu_features.h"
+
+namespace pylum::attention {
+
+// Gradients of sum(out * dout), the softmax recomputed from lse.
+struct BackwardParams {
+    AttentionInputs in;  // as in the forward pass, but `out` is read; lse is read for softmax
+    const void* dout;    // [rows, heads, value_dim], element [row, head, d] at
+    int64_t dout_row, dout_head;  // row * dout_row + head * dout_head + d
+    float* dk;                    // [rows, kv_heads, head_dim rounded up to 16]; zero on entry
+    float* dv;                    // [rows, kv_heads, value_dim rounded up to 16]; zero on entry
+    void* dq;                     // [rows, heads, head_dim]
+    const int64_t* order;         // [batch] sequences, costly ones first
+};
+
+PYLUM_CPU_KERNEL(void forward(const AttentionInputs&); void backward(const BackwardParams&))
+
+}  // namespace pylum::attention

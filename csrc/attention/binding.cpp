@@ -1,0 +1,86 @@
+#include "attention/attention.h"
+#include "common/attention_checks.h"
+
+namespace pylum::attention {
+
+// Below this many rows * keys * heads a team of threads costs more than it saves.
+static constexpr int64_t kSerialCost = 1 << 16;
+
+static AttentionInputs inputs(const Tensor& q, const Tensor& k, const Tensor& v,
+                              const BatchDescription& batch, bool silu, double scale,
+                              const std::optional<Tensor>& score_scales, double score_scale,
+                              const Tensor& out, const Tensor& lse, int threads) {
+    check_heads(q, k, v);
+    check_rows(q, k, "k");
+    check_rows(q, v, "v");
+    AttentionInputs p = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
+    p.batch = batch.batch();
+    p.strips = batch.strips().data();
+    p.num_strips = static_cast<int64_t>(batch.strips().size());
+    p.out = out.data;
+    p.lse = silu ? nullptr : lse.as<float>();
+    p.threads = batch.cost() * p.heads < kSerialCost ? 1 : threads;
+    return p;
+}
+
+static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
+                       const std::optional<Tensor>& num_context,
+                       const std::optional<Tensor>& num_targets,
+                       const std::optional<Tensor>& group_offsets,
+                       const std::optional<Tensor>& visible, int64_t window, int64_t min_full,
+                       bool silu, double scale, const std::optional<Tensor>& score_scales,
+                       double score_scale, const Tensor& out, const Tensor& lse, int threads) {
+    const BatchDescription batch(
+        offsets, q.size(0), nullptr,
+        {num_context, num_targets, group_offsets, visible, window, min_full});
+    const AttentionInputs p =
+        inputs(q, k, v, batch, silu, scale, score_scales, score_scale, out, lse, threads);
+    py::gil_scoped_release release;
+    PYLUM_CPU_CALL(forward, p);
+}
+
+static void backward_py(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const Tensor& offsets, const std::optional<Tensor>& num_context,
+                        const std::optional<Tensor>& num_targets,
+                        const std::optional<Tensor>& group_offsets,
+                        const std::optional<Tensor>& visible, int64_t window, int64_t min_full,
+                        bool silu, double scale, const std::optional<Tensor>& score_scales,
+                        double score_scale, const Tensor& out, const Tensor& lse, const Tensor& dq,
+                        const Tensor& dk, const Tensor& dv, int threads) {
+    const BatchDescription batch(
+        offsets, q.size(0), nullptr,
+        {num_context, num_targets, group_offsets, visible, window, min_full});
+    const AttentionInputs p =
+        inputs(q, k, v, batch, silu, scale, score_scales, score_scale, out, lse, threads);
+    if (dout.dtype != q.dtype) {
+        fail_type("dout", std::string(dtype_name(q.dtype)) + " like q", dout);
+    }
+    expect(dout.is_shape({q.size(0), q.size(1), v.size(2)}) && dout.last_contiguous(), "dout",
+           "[total, heads, value_dim], last dimension contiguous", dout);
+    std::vector<int64_t> cost(p.batch.batch), order(p.batch.batch);
+    for (const Strip& strip : batch.strips()) {
+        cost[strip.sequence] += strip.cost;
+    }
+    for (int64_t b = 0; b < p.batch.batch; ++b) {
+        order[b] = b;
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
+    const BackwardParams params{.in = p,
+                                .dout = dout.data,
+                                .dout_row = dout.stride(0),
+                                .dout_head = dout.stride(1),
+                                .dk = dk.as<float>(),
+                                .dv = dv.as<float>(),
+                                .dq = dq.data,
+                                .order = order.data()};
+    py::gil_scoped_release release;
+    PYLUM_CPU_CALL(backward, params);
+}
+
+void register_op(py::module_& m) {
+    m.def("attention_forward", &forward_py);
+    m.def("attention_backward", &backward_py);
+}
+
+}  // namespace pylum::attention

@@ -1,0 +1,231 @@
+// The inner routines of attention on one strip of queries and one block of keys.
+//
+// Queries stand in the vector lanes: scores are [key][query], so a softmax runs down columns and
+// every lane repeats the same operations in the same order whatever its neighbours hold. A strip
+// of up to 16 kVecs rows is kept transposed, [dim][16 kVecs].
+#pragma once
+
+#include "common/cpu/vector.h"
+#include "common/sequence.h"
+
+namespace pylum {
+namespace {
+
+// Register tiles: accumulators of kTile broadcasts by kWide vectors fill the register file.
+constexpr int kTile = kVectorBytes == 64 ? 8 : 4;
+constexpr int kWide = 2;
+constexpr int kMaxDim = 256;
+
+// A block of keys or values in float32: key `i` at data + i * stride.
+struct Rows {
+    const float* data;
+    int64_t stride;
+};
+
+// out[i][lane] = sum over d, ascending, of row i's element d times columns[d][lane]. Rows past
+// `last` repeat it: their results are masked by the caller.
+template <int kVecs, int kKeys, int kPart>
+inline void dot_tile(Rows rows, int first, int last, const float* columns, int64_t dim,
+                     float* out) {
+    constexpr int kLead = kVecs * kLanes;
+    const float* row[kKeys];
+    for (int i = 0; i < kKeys; ++i) {
+        row[i] = rows.data + (first + i < last ? first + i : last) * rows.stride;
+    }
+    vfloat sum[kKeys][kPart] = {};
+    for (int64_t d = 0; d < dim; ++d) {
+        vfloat column[kPart];
+        for (int v = 0; v < kPart; ++v) {
+            column[v] = load(columns + d * kLead + v * kLanes);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kKeys; ++i) {
+            const float x = row[i][d];
+            for (int v = 0; v < kPart; ++v) {
+                sum[i][v] += x * column[v];
+            }
+        }
+    }
+    for (int i = 0; i < kKeys; ++i) {
+        for (int v = 0; v < kPart; ++v) {
+            store(out + (first + i) * kLead + v * kLanes, sum[i][v]);
+        }
+    }
+}
+
+template <int kVecs>
+__attribute__((noinline)) void dots(Rows rows, int count, const float* columns, int64_t dim,
+                                    float* out) {
+    constexpr int kPart = kVecs < kWide ? kVecs : kWide;
+    for (int v = 0; v < kVecs; v += kPart) {
+        for (int first = 0; first < count; first += kTile) {
+            dot_tile<kVecs, kTile, kPart>(rows, first, count - 1, columns + v * kLanes, dim,
+                                          out + v * kLanes);
+        }
+    }
+}
+
+// sums[d][lane] = sums[d][lane] * factor[lane] + sum over i, ascending, of row i's element d times
+// weights[i][lane]; no factor means 1.
+template <int kVecs, int kDims, int kPart>
+inline void weighted_tile(Rows rows, int count, const float* weights, const float* factor,
+                          float* sums) {
+    constexpr int kLead = kVecs * kLanes;
+    vfloat sum[kDims][kPart];
+    for (int d = 0; d < kDims; ++d) {
+        for (int v = 0; v < kPart; ++v) {
+            sum[d][v] = load(sums + d * kLead + v * kLanes);
+            if (factor) {
+                sum[d][v] *= load(factor + v * kLanes);
+            }
+        }
+    }
+    for (int i = 0; i < count; ++i) {
+        vfloat weight[kPart];
+        for (int v = 0; v < kPart; ++v) {
+            weight[v] = load(weights + i * kLead + v * kLanes);
+        }
+        const float* row = rows.data + i * rows.stride;
+#pragma GCC unroll 16
+        for (int d = 0; d < kDims; ++d) {
+            const float x = row[d];
+            for (int v = 0; v < kPart; ++v) {
+                sum[d][v] += x * weight[v];
+            }
+        }
+    }
+    for (int d = 0; d < kDims; ++d) {
+        for (int v = 0; v < kPart; ++v) {
+            store(sums + d * kLead + v * kLanes, sum[d][v]);
+        }
+    }
+}
+
+template <int kVecs>
+__attribute__((noinline)) void add_weighted(Rows rows, int count, const float* weights,
+                                            const float* factor, int64_t dim, float* sums) {
+    constexpr int kLead = kVecs * kLanes;
+    constexpr int kPart = kVecs < kWide ? kVecs : kWide;
+    for (int v = 0; v < kVecs * kLanes; v += kPart * kLanes) {
+        int64_t d = 0;
+        for (; d + kTile <= dim; d += kTile) {
+            weighted_tile<kVecs, kTile, kPart>({rows.data + d, rows.stride}, count, weights + v,
+                                               factor ? factor + v : nullptr, sums + d * kLead + v);
+        }
+        for (; d < dim; ++d) {
+            weighted_tile<kVecs, 1, kPart>({rows.data + d, rows.stride}, count, weights + v,
+                                           factor ? factor + v : nullptr, sums + d * kLead + v);
+        }
+    }
+}
+
+// What the lanes of a strip see of a key space: [begin, end) and [0, context), positions.
+template <int kVecs>
+struct Spans {
+    int32_t begin[kVecs * kLanes] = {}, end[kVecs * kLanes] = {};
+    int64_t context = 0;
+    // Over the lanes that see anything.
+    int64_t least_begin = INT64_MAX, most_begin = 0, least_end = INT64_MAX, most_end = 0;
+
+    void set(int lane, Span s) {
+        begin[lane] = static_cast<int32_t>(s.begin);
+        end[lane] = static_cast<int32_t>(s.end);
+        least_begin = s.begin < least_begin ? s.begin : least_begin;
+        most_begin = s.begin > most_begin ? s.begin : most_begin;
+        least_end = s.end < least_end ? s.end : least_end;
+        most_end = s.end > most_end ? s.end : most_end;
+    }
+    // Past the last key any lane sees.
+    int64_t keys() const { return most_end > context ? most_end : context; }
+    // No lane sees any of the keys.
+    bool blind(int64_t first, int64_t count) const {
+        return first >= context && first + count <= least_begin;
+    }
+    // Every lane of the first `rows` sees all of them.
+    bool full(int64_t first, int64_t count) const {
+        return first + count <= context || (most_begin <= first && first + count <= least_end);
+    }
+    vint sees(int v, int64_t key) const {
+        const int32_t k = static_cast<int32_t>(key);
+        const vint ends = load(end + v * kLanes);
+        const vint near = (load(begin + v * kLanes) <= k) & (ends > k);
+        return key < context ? near | (ends > 0) : near;
+    }
+};
+
+inline vfloat logistic(vfloat x) { return 1.0f / (1.0f + exp2(x * -1.44269504f)); }
+
+// The running sums of a strip: out[d][lane] = sum of weight * value, and for softmax the largest
+// score and the sum of weights below it, in powers of two.
+template <int kVecs>
+struct Running {
+    float* sums;  // [value_dim][16 kVecs]
+    vfloat peak[kVecs], weight[kVecs];
+
+    void clear(float* memory, int64_t value_dim) {
+        sums = memory;
+        memset(sums, 0, sizeof(float) * value_dim * kVecs * kLanes);
+        for (int v = 0; v < kVecs; ++v) {
+            peak[v] = broadcast(-kInfinity);
+            weight[v] = broadcast(0.0f);
+        }
+    }
+};
+
+// Scores, in powers of two and in place, to weights below the new peak; the factor that moves older
+// sums to it. A lane that sees no key keeps its state bit by bit.
+template <int kVecs>
+__attribute__((noinline)) void softmax_block(float* scores, int count, int64_t first,
+                                             const Spans<kVecs>& spans, bool full,
+                                             Running<kVecs>& run, float* factor) {
+    constexpr int kLead = kVecs * kLanes;
+    for (int v = 0; v < kVecs; ++v) {
+        float* column = scores + v * kLanes;
+        vfloat peak = run.peak[v];
+        for (int i = 0; i < count; ++i) {
+            vfloat s = load(column + i * kLead);
+            if (!full) {
+                s = spans.sees(v, first + i) ? s : broadcast(-kInfinity);
+                store(column + i * kLead, s);
+            }
+            peak = s > peak ? s : peak;
+        }
+        const vfloat base = peak == -kInfinity ? broadcast(0.0f) : peak;
+        const vfloat move = exp2(run.peak[v] - base);
+        vfloat even = run.weight[v] * move, odd = broadcast(0.0f);
+        int i = 0;
+        for (; i + 1 < count; i += 2) {
+            const vfloat a = exp2(load(column + i * kLead) - base);
+            const vfloat b = exp2(load(column + (i + 1) * kLead) - base);
+            store(column + i * kLead, a);
+            store(column + (i + 1) * kLead, b);
+            even += a;
+            odd += b;
+        }
+        if (i < count) {
+            const vfloat a = exp2(load(column + i * kLead) - base);
+            store(column + i * kLead, a);
+            even += a;
+        }
+        run.peak[v] = peak;
+        run.weight[v] = even + odd;
+        store(factor + v * kLanes, move);
+    }
+}
+
+template <int kVecs>
+__attribute__((noinline)) void silu_block(float* scores, int count, int64_t first,
+                                          const Spans<kVecs>& spans, bool full) {
+    constexpr int kLead = kVecs * kLanes;
+    for (int i = 0; i < count; ++i) {
+        for (int v = 0; v < kVecs; ++v) {
+            float* at = scores + i * kLead + v * kLanes;
+            const vfloat s = load(at);
+            const vfloat weight = s * logistic(s);
+            store(at, full ? weight : spans.sees(v, first + i) ? weight : broadcast(0.0f));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace pylum

@@ -1,0 +1,128 @@
+// Where the rows of a strip and the blocks of keys lie, and their way into float32 buffers.
+#pragma once
+
+#include "common/attention_inputs.h"
+#include "common/cpu/attention_block.h"
+
+namespace pylum {
+namespace {
+
+// A head of one sequence's keys or values, history and targets.
+template <typename T>
+struct Source {
+    const T* packed;  // position 0; with pages, unused
+    int64_t stride;
+    const T* pages;  // the head's first page, or null
+    const int64_t* table;
+    int64_t page_stride, dim;
+    const T* targets;  // the sequence's first target
+
+    // The block of history that starts at position `first`, a multiple of kBlockKeys.
+    const T* block(int64_t first) const {
+        return pages ? pages + table[first / kBlockKeys] * page_stride : packed + first * stride;
+    }
+    int64_t block_stride() const { return pages ? dim : stride; }
+};
+
+template <typename T>
+inline Source<T> source(const void* data, const void* pool, int64_t row, int64_t head_stride,
+                        int64_t dim, int64_t head, const AttentionInputs& p, const Sequence& s) {
+    const T* x = static_cast<const T*>(data) + head * head_stride;
+    Source<T> from{};
+    from.stride = row;
+    from.dim = dim;
+    if (pool) {
+        from.pages = static_cast<const T*>(pool) + head * kBlockKeys * dim;
+        from.page_stride = p.kv_heads * kBlockKeys * dim;
+        from.table = p.table + (&s - p.batch.sequences) * p.table_row;
+        from.targets = x + s.first_target * row;
+    } else {
+        from.packed = x + s.first_row * row;
+        from.targets = from.packed + s.history * row;
+    }
+    return from;
+}
+
+// float32 rows are read in place, bfloat16 through a buffer of [count, dim].
+inline Rows rows_of(const float* x, int64_t stride, int, int64_t, float*) { return {x, stride}; }
+inline Rows rows_of(const bfloat16* x, int64_t stride, int count, int64_t dim, float* buffer) {
+    for (int i = 0; i < count; ++i) {
+        for (int64_t d = 0; d < dim; ++d) {
+            buffer[i * dim + d] = to_float(x[i * stride + d]);
+        }
+    }
+    return {buffer, dim};
+}
+
+// out[d][lane] = factor * row lane's element d; lanes past `count` are zero.
+template <int kVecs, typename T>
+inline void load_columns(const T* x, int64_t stride, int count, int64_t dim, float factor,
+                         float* out) {
+    constexpr int kLead = kVecs * kLanes;
+    for (int64_t d = 0; d < dim; ++d) {
+        for (int i = 0; i < count; ++i) {
+            out[d * kLead + i] = factor * to_float(x[i * stride + d]);
+        }
+        for (int i = count; i < kLead; ++i) {
+            out[d * kLead + i] = 0.0f;
+        }
+    }
+}
+
+// row lane's element d = factor[lane] * columns[d][lane].
+template <int kVecs, typename T>
+inline void store_columns(const float* columns, const float* factor, int count, int64_t dim, T* x,
+                          int64_t stride) {
+    constexpr int kLead = kVecs * kLanes;
+    for (int i = 0; i < count; ++i) {
+        for (int64_t d = 0; d < dim; ++d) {
+            from_float(factor[i] * columns[d * kLead + i], x + i * stride + d);
+        }
+    }
+}
+
+// First row of the strip in q.
+inline int64_t strip_row(const Strip& strip, const Sequence& s) {
+    return s.first_row + strip.first - s.cached +
+           (strip.targets ? s.history : static_cast<int64_t>(0));
+}
+
+template <int kVecs>
+inline Spans<kVecs> history_spans(const Batch& b, const Strip& strip, const Sequence& s) {
+    Spans<kVecs> spans;
+    for (int i = 0; i < strip.rows; ++i) {
+        spans.set(i, strip.targets ? target_span(b, s.first_target + strip.first + i)
+                                   : history_span(b, s, strip.first + i));
+    }
+    spans.context = s.context;
+    return spans;
+}
+
+// f(first, count, spans) for each group of targets in the strip and each block of 64 of its keys,
+// numbered within the sequence's targets; the blocks start at the group's first target. Lanes of
+// other groups see nothing.
+template <int kVecs, typename F>
+inline void for_group_blocks(const Batch& b, const Strip& strip, const Sequence& s, const F& f) {
+    for (int i = 0; i < strip.rows;) {
+        const int64_t begin = b.group_begin[s.first_target + strip.first + i];
+        Spans<kVecs> spans;
+        for (; i < strip.rows; ++i) {
+            const int64_t target = s.first_target + strip.first + i;
+            if (b.group_begin[target] != begin) {
+                break;
+            }
+            const Span span = group_span(b, target);
+            spans.set(i, {span.begin - s.first_target, span.end - s.first_target});
+        }
+        const int64_t end = spans.most_end;
+        for (int64_t first = begin - s.first_target; first < end; first += kBlockKeys) {
+            if (!spans.blind(first, kBlockKeys)) {
+                f(first, static_cast<int>(end - first < kBlockKeys ? end - first : kBlockKeys),
+                  spans);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace pylum

@@ -1,0 +1,230 @@
+"""Attention over a packed batch of sequences."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pylum import _C
+from pylum.ops._library import register, threads
+from pylum.ops.mask import Mask, flatten
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    offsets: torch.Tensor,
+    mask: Mask | None = None,
+    *,
+    score: str = "softmax",
+    scale: float | None = None,
+    score_scale: torch.Tensor | float | None = None,
+) -> torch.Tensor:
+    """Each row attends within its sequence to the keys the mask lets it see.
+
+    The weights are ``softmax(scale q.k)``, or ``silu(scale q.k) * score_scale`` (HSTU,
+    arXiv 2402.17152, section 3.2). A row's result does not depend, to the bit, on the other
+    sequences of the batch, on their number, or on threads; a target's not on other groups. Sums are
+    float32.
+
+    Args:
+        q: ``[total, heads, head_dim]`` float32 or bfloat16, ``head_dim`` up to 256, last dimension
+            contiguous; views of a fused projection are read in place.
+        k: ``[total, kv_heads, head_dim]``, dtype of ``q``; ``kv_heads`` divides ``heads``, and
+            consecutive heads share one.
+        v: ``[total, kv_heads, value_dim]``, dtype of ``q``.
+        offsets: ``[batch + 1]`` int64, cumulative lengths of the sequences.
+        mask: who sees whom; default: causal.
+        score: ``"softmax"`` or ``"silu"``.
+        scale: default ``1 / sqrt(head_dim)`` for softmax, 1 for silu.
+        score_scale: silu only, and required there: a number or ``[total]`` float32 (no gradient).
+            HSTU divides by a length: use the model's maximum, never the batch's, or a user's
+            result depends on the others.
+
+    Returns:
+        ``[total, heads, value_dim]``, dtype of ``q``.
+
+    Raises:
+        ValueError: a shape, device, layout or value is not as above.
+        TypeError: a dtype is not as above.
+    """
+    q, k, v = autocast(q, k, v)
+    return _op(q, k, v, offsets, *flatten(mask), *score_operands(q, score, scale, score_scale))[0]
+
+
+def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under autocast all take its dtype."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def score_operands(
+    q: torch.Tensor, score: str, scale: float | None, score_scale: torch.Tensor | float | None
+) -> tuple[bool, float, torch.Tensor | None, float]:
+    """silu, scale, score_scale as a tensor or None, score_scale as a number."""
+    if score not in ("softmax", "silu"):
+        raise ValueError(f'score must be "softmax" or "silu", got {score!r}')
+    silu = score == "silu"
+    if silu and score_scale is None:
+        raise ValueError(
+            'score_scale must be given with score="silu": a number, as 1 / the model\'s maximum '
+            "length, or one per row"
+        )
+    if not silu and score_scale is not None:
+        raise ValueError('score_scale must be None with score="softmax"')
+    if scale is None:
+        scale = 1.0 if silu else 1 / math.sqrt(q.shape[-1])
+    if isinstance(score_scale, torch.Tensor):
+        if score_scale.requires_grad:
+            raise ValueError("score_scale has no gradient: detach it")
+        return silu, scale, score_scale, 0.0
+    return silu, scale, None, 0.0 if score_scale is None else float(score_scale)
+
+
+def _forward(q, k, v, offsets, context, targets, groups, visible, window, min_full, silu, *scales):
+    out, lse = _empty(q, v, silu)
+    _C.attention_forward(
+        q,
+        k,
+        v,
+        offsets,
+        context,
+        targets,
+        groups,
+        visible,
+        window,
+        min_full,
+        silu,
+        *scales,
+        out,
+        lse,
+        threads(),
+    )
+    return out, lse
+
+
+def _forward_fake(
+    q, k, v, offsets, context, targets, groups, visible, window, min_full, silu, *scales
+):
+    return _empty(q, v, silu)
+
+
+def _empty(q, v, silu):
+    rows, heads = q.shape[:2]
+    lse = q.new_empty((0,) if silu else (rows, heads), dtype=torch.float32)
+    return q.new_empty((rows, heads, v.shape[2])), lse
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, offsets, context, targets, groups, visible, *numbers, scales, score_scale = inputs
+    ctx.save_for_backward(q, k, v, offsets, context, targets, groups, visible, scales, *output)
+    ctx.numbers = (*numbers, score_scale)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_forward(ctx, dout, _dlse):
+    if dout is None:
+        return (None,) * 14
+    q, k, v, offsets, context, targets, groups, visible, scales, out, lse = ctx.saved_tensors
+    window, min_full, silu, scale, score_scale = ctx.numbers
+    gradients = _backward_op(
+        dout,
+        q,
+        k,
+        v,
+        offsets,
+        context,
+        targets,
+        groups,
+        visible,
+        window,
+        min_full,
+        silu,
+        scale,
+        scales,
+        score_scale,
+        out,
+        lse,
+    )
+    return *gradients, *(None,) * 11
+
+
+def _backward(
+    dout,
+    q,
+    k,
+    v,
+    offsets,
+    context,
+    targets,
+    groups,
+    visible,
+    window,
+    min_full,
+    silu,
+    scale,
+    scales,
+    score_scale,
+    out,
+    lse,
+):
+    dq = q.new_empty(q.shape)
+    dk, dv = (
+        x.new_zeros((*x.shape[:2], (x.shape[2] + 15) // 16 * 16), dtype=torch.float32)
+        for x in (k, v)
+    )
+    _C.attention_backward(
+        dout if dout.stride(-1) == 1 else dout.contiguous(),
+        q,
+        k,
+        v,
+        offsets,
+        context,
+        targets,
+        groups,
+        visible,
+        window,
+        min_full,
+        silu,
+        scale,
+        scales,
+        score_scale,
+        out,
+        lse,
+        dq,
+        dk,
+        dv,
+        threads(),
+    )
+    return dq, *(d[..., : x.shape[2]].to(x.dtype).contiguous() for d, x in ((dk, k), (dv, v)))
+
+
+def _backward_fake(dout, q, k, v, *_):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+_MASK = (
+    "Tensor offsets, Tensor? num_context, Tensor? num_targets, Tensor? group_offsets, "
+    "Tensor? visible, SymInt window, SymInt min_full"
+)
+_SCORE = "bool silu, float scale, Tensor? score_scales, float score_scale"
+
+_backward_op = register(
+    f"attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, {_MASK}, {_SCORE}, "
+    "Tensor out, Tensor lse) -> (Tensor, Tensor, Tensor)",
+    cpu=_backward,
+    fake=_backward_fake,
+)
+_op = register(
+    f"attention(Tensor q, Tensor k, Tensor v, {_MASK}, {_SCORE}) -> (Tensor, Tensor)",
+    cpu=_forward,
+    fake=_forward_fake,
+    backward=_backward_of_forward,
+    setup_context=_setup_context,
+)
