@@ -7,6 +7,7 @@ from pylum.data.interactions import Interactions
 from pylum.data.items import ItemTable
 from pylum.data.movielens import movielens_100k, read_movielens
 from pylum.data.schema import Field, Schema
+from pylum.data.synthetic import Synthetic
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
 
@@ -20,6 +21,7 @@ __all__ = [
     "Interactions",
     "ItemTable",
     "Schema",
+    "Synthetic",
     "Vocab",
     "Vocabs",
     "movielens_100k",
