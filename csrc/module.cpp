@@ -9,7 +9,13 @@
 namespace py = pybind11;
 
 namespace pylum {
+namespace append_pages {
+void register_op(py::module_& m);
+}
 namespace attention {
+void register_op(py::module_& m);
+}
+namespace prefix_attention {
 void register_op(py::module_& m);
 }
 namespace sampled_softmax {
@@ -44,7 +50,9 @@ static py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
     m.def("build_info", &pylum::build_info);
+    pylum::append_pages::register_op(m);
     pylum::attention::register_op(m);
+    pylum::prefix_attention::register_op(m);
     pylum::sampled_softmax::register_op(m);
     pylum::topk::register_op(m);
 }

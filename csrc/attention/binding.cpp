@@ -3,9 +3,6 @@
 
 namespace pylum::attention {
 
-// Below this many rows * keys * heads a team of threads costs more than it saves.
-static constexpr int64_t kSerialCost = 1 << 16;
-
 static AttentionInputs inputs(const Tensor& q, const Tensor& k, const Tensor& v,
                               const BatchDescription& batch, bool silu, double scale,
                               const std::optional<Tensor>& score_scales, double score_scale,
@@ -14,12 +11,9 @@ static AttentionInputs inputs(const Tensor& q, const Tensor& k, const Tensor& v,
     check_rows(q, k, "k");
     check_rows(q, v, "v");
     AttentionInputs p = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
-    p.batch = batch.batch();
-    p.strips = batch.strips().data();
-    p.num_strips = static_cast<int64_t>(batch.strips().size());
+    describe_work(p, batch, threads);
     p.out = out.data;
     p.lse = silu ? nullptr : lse.as<float>();
-    p.threads = batch.cost() * p.heads < kSerialCost ? 1 : threads;
     return p;
 }
 

@@ -72,4 +72,15 @@ inline AttentionInputs describe_inputs(const Tensor& q, const Tensor& k, const T
             .threads = 1};
 }
 
+// Below this many rows * keys * heads a team of threads costs more than it saves.
+constexpr int64_t kSerialCost = 1 << 16;
+
+// `batch` must outlive the call.
+inline void describe_work(AttentionInputs& p, const BatchDescription& batch, int threads) {
+    p.batch = batch.batch();
+    p.strips = batch.strips().data();
+    p.num_strips = static_cast<int64_t>(batch.strips().size());
+    p.threads = batch.cost() * p.heads < kSerialCost ? 1 : threads;
+}
+
 }  // namespace pylum

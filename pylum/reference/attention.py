@@ -66,10 +66,10 @@ def attend(
         weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
     else:
         weights = torch.nn.functional.silu(scores).masked_fill(~sees, 0.0)
-        rows = (
-            score_scale.double()[:, None] if isinstance(score_scale, torch.Tensor) else score_scale
-        )
-        weights = weights * rows
+        if isinstance(score_scale, torch.Tensor):
+            weights = weights * score_scale.double()[:, None]
+        elif score_scale is not None:
+            weights = weights * score_scale
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 

@@ -1,0 +1,107 @@
+#include "append_pages/append_pages.h"
+#include "common/page_checks.h"
+
+namespace pylum::append_pages {
+
+// Below this many elements a team of threads costs more than it saves.
+static constexpr int64_t kSerialElements = 1 << 17;
+
+static void check_angles(const Tensor& cos, const Tensor& sin, int64_t head_dim) {
+    for (const auto& [x, name] : {std::pair{&cos, "cos"}, std::pair{&sin, "sin"}}) {
+        expect_cpu(*x, name);
+        expect_dtype(*x, name, DType::kFloat32);
+        expect(
+            head_dim % 2 == 0 && x->is_shape({cos.size(0), head_dim / 2}) && x->last_contiguous(),
+            name,
+            "[angles, head_dim / 2] float32 of an even head_dim, here " + std::to_string(head_dim),
+            *x);
+    }
+}
+
+static void forward_py(const Tensor& k_pages, const Tensor& v_pages, const Tensor& table,
+                       const Tensor& k, const Tensor& v, const Tensor& offsets,
+                       const Tensor& starts, const std::optional<Tensor>& positions,
+                       const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+                       int threads) {
+    for (const auto& [x, name] : {std::pair{&k, "k"}, std::pair{&v, "v"}}) {
+        expect_cpu(*x, name);
+        expect_floating(*x, name);
+        expect(x->dims == 3 && x->last_contiguous(), name,
+               "[total, kv_heads, dim], last dimension contiguous", *x);
+    }
+    expect(
+        v.size(0) == k.size(0) && v.size(1) == k.size(1), "v",
+        "[" + std::to_string(k.size(0)) + ", " + std::to_string(k.size(1)) + ", value_dim] like k",
+        v);
+    if (v.dtype != k.dtype) {
+        fail_type("v", std::string(dtype_name(k.dtype)) + " like k", v);
+    }
+    check_pool(k_pages, "prefix.k", k, k.size(2));
+    check_pool(v_pages, "prefix.v", k, v.size(2));
+    expect(v_pages.size(0) == k_pages.size(0), "prefix.v",
+           "of " + std::to_string(k_pages.size(0)) + " pages like prefix.k", v_pages);
+    const int64_t* rows = check_offsets(offsets, k.size(0));
+    const int64_t batch = offsets.size(0) - 1;
+    check_table(table, batch);
+    const int64_t* first = integers(starts, "starts", "batch", batch);
+    int64_t last_angle = -1;
+    for (int64_t b = 0; b < batch; ++b) {
+        const int64_t end = first[b] + rows[b + 1] - rows[b];
+        if (first[b] < 0) {
+            fail_number("starts[" + std::to_string(b) + "]", "at least 0", first[b]);
+        }
+        check_pages(table, b, first[b], end, k_pages.size(0));
+        last_angle = rows[b + 1] > rows[b] && end - 1 > last_angle ? end - 1 : last_angle;
+    }
+    if (cos.has_value() != sin.has_value()) {
+        throw py::value_error("cos and sin must be given together");
+    }
+    const int64_t* own_positions = nullptr;
+    if (cos) {
+        check_angles(*cos, *sin, k.size(2));
+        if (positions) {
+            own_positions = integers(*positions, "positions", "total", k.size(0));
+            for (int64_t i = 0; i < k.size(0); ++i) {
+                if (own_positions[i] < 0 || own_positions[i] >= cos->size(0)) {
+                    fail_number("positions[" + std::to_string(i) + "]",
+                                "in [0, " + std::to_string(cos->size(0)) + " angles)",
+                                own_positions[i]);
+                }
+            }
+        } else if (last_angle >= cos->size(0)) {
+            fail_number("cos", "of at least " + std::to_string(last_angle + 1) + " angles",
+                        cos->size(0));
+        }
+    } else if (positions) {
+        throw py::value_error("positions choose rows of cos and sin: they must be given too");
+    }
+    const Params p{.dtype = k.dtype,
+                   .k = k.data,
+                   .v = v.data,
+                   .k_row = k.stride(0),
+                   .k_head = k.stride(1),
+                   .v_row = v.stride(0),
+                   .v_head = v.stride(1),
+                   .kv_heads = k.size(1),
+                   .head_dim = k.size(2),
+                   .value_dim = v.size(2),
+                   .offsets = rows,
+                   .starts = first,
+                   .table = table.as<int64_t>(),
+                   .positions = own_positions,
+                   .cos = cos ? cos->as<float>() : nullptr,
+                   .sin = sin ? sin->as<float>() : nullptr,
+                   .batch = batch,
+                   .table_row = table.stride(0),
+                   .cos_row = cos ? cos->stride(0) : 0,
+                   .sin_row = sin ? sin->stride(0) : 0,
+                   .k_pages = k_pages.data,
+                   .v_pages = v_pages.data,
+                   .threads = k.numel() + v.numel() < kSerialElements ? 1 : threads};
+    py::gil_scoped_release release;
+    PYLUM_CPU_CALL(forward, p);
+}
+
+void register_op(py::module_& m) { m.def("append_pages_forward", &forward_py); }
+
+}  // namespace pylum::append_pages

@@ -1,0 +1,49 @@
+#include "common/attention_checks.h"
+#include "common/page_checks.h"
+#include "prefix_attention/prefix_attention.h"
+
+namespace pylum::prefix_attention {
+
+static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
+                       const Tensor& k_pages, const Tensor& v_pages, const Tensor& table,
+                       const Tensor& lengths, const std::optional<Tensor>& num_context,
+                       const std::optional<Tensor>& num_targets,
+                       const std::optional<Tensor>& group_offsets,
+                       const std::optional<Tensor>& visible, int64_t window, int64_t min_full,
+                       bool silu, double scale, const std::optional<Tensor>& score_scales,
+                       double score_scale, const Tensor& out, int threads) {
+    check_heads(q, k, v);
+    check_pool(k_pages, "prefix.k", k, k.size(2));
+    check_pool(v_pages, "prefix.v", k, v.size(2));
+    expect(v_pages.size(0) == k_pages.size(0), "prefix.v",
+           "of " + std::to_string(k_pages.size(0)) + " pages like prefix.k", v_pages);
+    check_offsets(offsets, q.size(0));
+    const int64_t batch_size = offsets.size(0) - 1;
+    check_table(table, batch_size);
+    const int64_t* tokens = integers(lengths, "prefix.lengths", "batch", batch_size);
+    for (int64_t b = 0; b < batch_size; ++b) {
+        check_pages(table, b, 0, tokens[b], k_pages.size(0));
+    }
+    const BatchDescription batch(
+        offsets, q.size(0), tokens,
+        {num_context, num_targets, group_offsets, visible, window, min_full});
+    for (const auto& [x, name] : {std::pair{&k, "k"}, std::pair{&v, "v"}}) {
+        expect(x->size(0) == batch.num_targets(), name,
+               "of the batch's " + std::to_string(batch.num_targets()) +
+                   " targets only: history is read from the pages",
+               *x);
+    }
+    AttentionInputs p = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
+    p.k_pages = k_pages.data;
+    p.v_pages = v_pages.data;
+    p.table = table.as<int64_t>();
+    p.table_row = table.stride(0);
+    describe_work(p, batch, threads);
+    p.out = out.data;
+    py::gil_scoped_release release;
+    PYLUM_CPU_CALL(forward, p);
+}
+
+void register_op(py::module_& m) { m.def("prefix_attention_forward", &forward_py); }
+
+}  // namespace pylum::prefix_attention

@@ -1,0 +1,11 @@
+// Attention of new rows and targets over histories cached in pages.
+#pragma once
+
+#include "common/attention_inputs.h"
+#include "common/cpu_features.h"
+
+namespace pylum::prefix_attention {
+
+PYLUM_CPU_KERNEL(void forward(const AttentionInputs&))
+
+}  // namespace pylum::prefix_attention
