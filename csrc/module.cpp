@@ -18,6 +18,15 @@ void register_op(py::module_& m);
 namespace prefix_attention {
 void register_op(py::module_& m);
 }
+namespace embedding_bag {
+void register_op(py::module_& m);
+}
+namespace embedding_sequence {
+void register_op(py::module_& m);
+}
+namespace row_wise {
+void register_op(py::module_& m);
+}
 namespace sampled_softmax {
 void register_op(py::module_& m);
 }
@@ -53,6 +62,9 @@ PYBIND11_MODULE(_C, m) {
     pylum::append_pages::register_op(m);
     pylum::attention::register_op(m);
     pylum::prefix_attention::register_op(m);
+    pylum::embedding_bag::register_op(m);
+    pylum::embedding_sequence::register_op(m);
+    pylum::row_wise::register_op(m);
     pylum::sampled_softmax::register_op(m);
     pylum::topk::register_op(m);
 }

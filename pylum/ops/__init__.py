@@ -2,20 +2,28 @@
 
 from pylum.ops.append_pages import append_pages
 from pylum.ops.attention import attention
+from pylum.ops.embedding_bag import embedding_bag
+from pylum.ops.embedding_sequence import embedding_sequence
 from pylum.ops.mask import Mask
 from pylum.ops.pages import PagedPrefix, gather_pages, pages_like
 from pylum.ops.prefix_attention import prefix_attention
+from pylum.ops.row_wise import RowUse, row_wise_adagrad_, row_wise_adamw_
 from pylum.ops.sampled_softmax import sampled_softmax
 from pylum.ops.topk import topk
 
 __all__ = [
     "Mask",
     "PagedPrefix",
+    "RowUse",
     "append_pages",
     "attention",
+    "embedding_bag",
+    "embedding_sequence",
     "gather_pages",
     "pages_like",
     "prefix_attention",
+    "row_wise_adagrad_",
+    "row_wise_adamw_",
     "sampled_softmax",
     "topk",
 ]

@@ -2,8 +2,21 @@
 
 from pylum.reference.append_pages import append_pages
 from pylum.reference.attention import attention
+from pylum.reference.embedding_bag import embedding_bag
+from pylum.reference.embedding_sequence import embedding_sequence
 from pylum.reference.prefix_attention import prefix_attention
+from pylum.reference.row_wise import row_wise_adagrad_, row_wise_adamw_
 from pylum.reference.sampled_softmax import sampled_softmax
 from pylum.reference.topk import topk
 
-__all__ = ["append_pages", "attention", "prefix_attention", "sampled_softmax", "topk"]
+__all__ = [
+    "append_pages",
+    "attention",
+    "embedding_bag",
+    "embedding_sequence",
+    "prefix_attention",
+    "row_wise_adagrad_",
+    "row_wise_adamw_",
+    "sampled_softmax",
+    "topk",
+]

@@ -1,0 +1,121 @@
+// Lookups of all uses as one sorted array of (row, gradient row): a stable LSD radix sort.
+#pragma once
+
+#include <cstring>
+
+#include "common/parallel.h"
+#include "row_wise/row_wise.h"
+
+namespace pylum::row_wise::PYLUM_ISA {
+namespace {
+
+constexpr int kDigit = 8;                          // bits of a pass
+constexpr int64_t kMaxChunks = 16;                 // parallel parts of a pass
+constexpr int64_t kChunkLeast = int64_t{1} << 16;  // keys worth a thread
+
+inline int bits_for(int64_t count) {
+    int bits = 0;
+    while (bits < 63 && (int64_t{1} << bits) < count) {
+        ++bits;
+    }
+    return bits;
+}
+
+struct Sorted {
+    const uint64_t* keys;  // row << shift | gradient row, counted over all uses; sorted by row
+    uint64_t* free;        // the other buffer, lookups + 1 long
+    int64_t lookups;
+    int shift;
+    bool good;  // every index is in range
+};
+
+// Keys of the lookups [begin, end) of a use whose first gradient row is number `first`.
+inline bool make_keys(const Use& use, int64_t first, int64_t rows, int shift, int64_t begin,
+                      int64_t end, uint64_t* keys) {
+    int64_t bag = 0;
+    if (use.offsets) {
+        int64_t above = use.grad_rows;  // the last bag that starts at or before `begin`
+        while (above - bag > 1) {
+            const int64_t middle = bag + (above - bag) / 2;
+            (use.offsets[middle] <= begin ? bag : above) = middle;
+        }
+    }
+    for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = use.indices[i * use.indices_stride];
+        if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(rows)) {
+            return false;
+        }
+        if (use.offsets) {
+            while (use.offsets[bag + 1] <= i) {
+                ++bag;
+            }
+        }
+        const int64_t grad_row = first + (use.offsets ? bag : i);
+        keys[i] = static_cast<uint64_t>(row) << shift | static_cast<uint64_t>(grad_row);
+    }
+    return true;
+}
+
+// The order of equal rows is that of the lookups, so the result does not depend on the chunks.
+inline Sorted sort_lookups(const Params& p) {
+    int64_t lookups = 0, grad_rows = 0;
+    for (int64_t u = 0; u < p.num_uses; ++u) {
+        lookups += p.uses[u].lookups;
+        grad_rows += p.uses[u].grad_rows;
+    }
+    uint64_t* from = p.words;
+    uint64_t* to = p.words + lookups + 1;
+    const int shift = bits_for(grad_rows);
+    bool good = true;
+    int64_t lookup = 0, first = 0;
+    for (int64_t u = 0; u < p.num_uses; ++u) {
+        const Use& use = p.uses[u];
+        const int64_t parts = (use.lookups + kChunkLeast - 1) / kChunkLeast;
+        parallel_for(parts, p.threads, [&](int64_t part) {
+            const int64_t begin = part * kChunkLeast;
+            const int64_t end =
+                begin + kChunkLeast < use.lookups ? begin + kChunkLeast : use.lookups;
+            if (!make_keys(use, first, p.rows, shift, begin, end, from + lookup)) {
+                __atomic_store_n(&good, false, __ATOMIC_RELAXED);
+            }
+        });
+        lookup += use.lookups;
+        first += use.grad_rows;
+    }
+    int64_t chunks = lookups / kChunkLeast;
+    chunks = chunks > p.threads ? p.threads : chunks;
+    chunks = chunks > kMaxChunks ? kMaxChunks : chunks < 1 ? 1 : chunks;
+    const int64_t length = (lookups + chunks - 1) / chunks;
+    const int top = good ? shift + bits_for(p.rows) : shift;
+    int64_t starts[kMaxChunks][1 << kDigit];
+    for (int bit = shift; bit < top; bit += kDigit) {
+        const auto digit = [&](uint64_t key) { return key >> bit & ((1 << kDigit) - 1); };
+        parallel_for(chunks, p.threads, [&](int64_t c) {
+            int64_t* counts = starts[c];
+            memset(counts, 0, sizeof(starts[c]));
+            for (int64_t i = c * length; i < lookups && i < (c + 1) * length; ++i) {
+                ++counts[digit(from[i])];
+            }
+        });
+        int64_t at = 0;
+        for (int64_t d = 0; d < 1 << kDigit; ++d) {
+            for (int64_t c = 0; c < chunks; ++c) {
+                const int64_t count = starts[c][d];
+                starts[c][d] = at;
+                at += count;
+            }
+        }
+        parallel_for(chunks, p.threads, [&](int64_t c) {
+            for (int64_t i = c * length; i < lookups && i < (c + 1) * length; ++i) {
+                to[starts[c][digit(from[i])]++] = from[i];
+            }
+        });
+        uint64_t* other = from;
+        from = to;
+        to = other;
+    }
+    return {.keys = from, .free = to, .lookups = lookups, .shift = shift, .good = good};
+}
+
+}  // namespace
+}  // namespace pylum::row_wise::PYLUM_ISA

@@ -1,0 +1,63 @@
+// Gradients of a table merged per row over all uses of a step, then one update per touched row.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu_features.h"
+#include "common/tensor.h"
+
+namespace pylum::row_wise {
+
+// Lookups of one row that are summed in one go; a row with more is summed in pieces, left to right.
+constexpr int64_t kPiece = 512;
+
+// Row indices[i] of the table was used, and the loss has gradient grad[i] there; or, with offsets,
+// grad[b] for every index of bag b, divided by the bag's size where the bag took the mean.
+struct Use {
+    const int64_t* indices;  // [lookups], indices_stride apart
+    const int64_t* offsets;  // [grad_rows + 1] non-decreasing from 0 to lookups, or null
+    const void* grad;        // [grad_rows, dim], rows grad_stride apart
+    DType grad_dtype;        // float32 or bfloat16
+    bool mean;
+    int64_t lookups, grad_rows, indices_stride, grad_stride;
+};
+
+enum class Rule {
+    kSum,      // table row = g; rows without a use keep what they hold
+    kAdagrad,  // state += mean(g^2); row -= lr * g / (sqrt(state) + eps)
+    // moment = beta1 * moment + (1 - beta1) * g; state = beta2 * state + (1 - beta2) * mean(g^2);
+    // row = row * (1 - lr * weight_decay)
+    //       - lr / correction1 * moment / (sqrt(state) / sqrt(correction2) + eps)
+    kAdamW,
+};
+
+// g of a row is the sum over its lookups in the order of the uses, in float32: it depends on
+// nothing but the row's own lookups. Rows with no use are not touched.
+struct Params {
+    const Use* uses;
+    int64_t num_uses;
+    Rule rule;
+    void* table;  // [rows, dim], rows table_stride apart
+    DType dtype;  // float32 or bfloat16
+    int64_t rows, dim, table_stride;
+    float* state;   // [rows], contiguous
+    float* moment;  // [rows, dim], rows moment_stride apart
+    int64_t moment_stride;
+    float lr, eps, beta1, beta2, weight_decay;
+    float correction1, sqrt_correction2;  // 1 - beta1^step, sqrt(1 - beta2^step)
+    uint64_t* words;                      // workspace [words_needed(lookups of all uses)]
+    float* partials;                      // workspace [pieces_bound(lookups), dim]
+    int threads;
+};
+
+// Pieces of the rows with more than kPiece lookups: at most two for each kPiece lookups.
+constexpr int64_t pieces_bound(int64_t lookups) { return 2 * (lookups / kPiece); }
+// Two buffers of sort keys with an end mark, and begin and end of each piece.
+constexpr int64_t words_needed(int64_t lookups) {
+    return 2 * (lookups + 1) + 2 * pieces_bound(lookups);
+}
+
+// False where an index is out of range: nothing is then written.
+PYLUM_CPU_KERNEL(bool forward(const Params&))
+
+}  // namespace pylum::row_wise
