@@ -138,7 +138,9 @@ def test_a_broken_row_moves_no_other_bag():
     out = embedding_bag([table], [index], [offsets])
     assert out[1].isnan().all()
     assert torch.equal(out[0], healthy[0]) and torch.equal(out[2], healthy[2])
-    (grad,) = torch.autograd.grad(out, table, torch.tensor([1.0, torch.nan, 1])[:, None].expand(3, 8))
+    (grad,) = torch.autograd.grad(
+        out, table, torch.tensor([1.0, torch.nan, 1])[:, None].expand(3, 8)
+    )
     assert grad.isnan().all(1).nonzero().flatten().tolist() == [3, 4]
     assert grad.isnan().any(1).nonzero().flatten().tolist() == [3, 4]
 
@@ -193,9 +195,7 @@ def test_opcheck():
     tables, indices, offsets = make([3, 0, 2], [4, 5], [3, 2], [FLOAT])
     for table in tables:
         table.requires_grad_()
-    torch.library.opcheck(
-        torch.ops.pylum.embedding_bag.default, (tables, indices, offsets, True)
-    )
+    torch.library.opcheck(torch.ops.pylum.embedding_bag.default, (tables, indices, offsets, True))
     torch.library.opcheck(
         torch.ops.pylum.table_gradient.default,
         (torch.randn(3, 3), indices[0], offsets[0], True, 4, HALF),

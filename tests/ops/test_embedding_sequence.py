@@ -226,7 +226,9 @@ def test_compile_export_and_autocast():
     exported = torch.export.export(
         module, (*indices, positions[1]), dynamic_shapes=({0: tokens},) * 3
     )
-    assert torch.equal(exported.module()(indices[0][:5], indices[1][:5], positions[1][:5]), expected[:5])
+    assert torch.equal(
+        exported.module()(indices[0][:5], indices[1][:5], positions[1][:5]), expected[:5]
+    )
     with torch.autocast("cpu", dtype=HALF):
         out = embedding_sequence(tables, indices)
     assert out.dtype == FLOAT

@@ -2,13 +2,14 @@
 // rows, so a row is prefetched kAhead lookups early, across the bags of the task.
 #include "common/bfloat16.h"
 #include "common/parallel.h"
+#include "common/prefetch.h"
 #include "embedding_bag/embedding_bag.h"
 
 namespace pylum::embedding_bag::PYLUM_ISA {
 namespace {
 
 constexpr int64_t kBags = 32;        // bags of a task
-constexpr int64_t kAhead = 8;        // lookups
+constexpr int64_t kAhead = 16;       // lookups
 constexpr int64_t kColumns = 64;     // floats held while the rows of a bag stream by
 constexpr int64_t kSerial = 32'768;  // elements read below which a team of threads costs more
 
@@ -17,14 +18,10 @@ inline bool in_range(const Table& t, int64_t row) {
 }
 
 template <typename T>
-inline void prefetch(const Table& t, int64_t at) {
+[[gnu::always_inline]] inline void prefetch_row(const Table& t, int64_t at) {
     const int64_t row = t.indices[at * t.indices_stride];
     if (in_range(t, row)) {
-        const char* data =
-            reinterpret_cast<const char*>(static_cast<const T*>(t.data) + row * t.stride);
-        for (int64_t byte = 0; byte < t.dim * static_cast<int64_t>(sizeof(T)); byte += 64) {
-            __builtin_prefetch(data + byte);
-        }
+        prefetch(static_cast<const T*>(t.data) + row * t.stride, t.dim * sizeof(T));
     }
 }
 
@@ -51,7 +48,7 @@ bool bag(const Table& t, bool mean, int64_t begin, int64_t end, int64_t last, Ou
         float sums[kColumns] = {};
         for (int64_t at = begin; at < end; ++at) {
             if (from == 0 && at + kAhead < last) {
-                prefetch<T>(t, at + kAhead);
+                prefetch_row<T>(t, at + kAhead);
             }
             const int64_t row = t.indices[at * t.indices_stride];
             if (!in_range(t, row)) {

@@ -2,13 +2,14 @@
 // of random rows, so the rows of a token are prefetched kAhead tokens early.
 #include "common/bfloat16.h"
 #include "common/parallel.h"
+#include "common/prefetch.h"
 #include "embedding_sequence/embedding_sequence.h"
 
 namespace pylum::embedding_sequence::PYLUM_ISA {
 namespace {
 
 constexpr int64_t kBlock = 64;       // tokens of a task
-constexpr int64_t kAhead = 8;        // tokens
+constexpr int64_t kAhead = 16;       // tokens
 constexpr int64_t kColumns = 64;     // floats held between load and store
 constexpr int64_t kSerial = 32'768;  // elements below which a team of threads costs more
 
@@ -24,13 +25,10 @@ inline const char* row_data(const Table& t, int64_t row) {
     return static_cast<const char*>(t.data) + row * t.stride * element_size(t.dtype);
 }
 
-inline void prefetch(const Table& t, int64_t n) {
+[[gnu::always_inline]] inline void prefetch_row(const Table& t, int64_t n) {
     const int64_t row = row_of(t, n);
     if (in_range(t, row)) {
-        const char* data = row_data(t, row);
-        for (int64_t byte = 0; byte < t.dim * element_size(t.dtype); byte += 64) {
-            __builtin_prefetch(data + byte);
-        }
+        prefetch(row_data(t, row), t.dim * element_size(t.dtype));
     }
 }
 
@@ -111,7 +109,7 @@ bool run(const Params& p) {
             for (int64_t t = 0; t < p.num_tables; ++t) {
                 good &= in_range(p.tables[t], row_of(p.tables[t], n));
                 if (n + kAhead < end) {
-                    prefetch(p.tables[t], n + kAhead);
+                    prefetch_row(p.tables[t], n + kAhead);
                 }
             }
             if (good) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "common/bfloat16.h"
+#include "common/prefetch.h"
 #include "row_wise/cpu/sort.h"
 
 namespace pylum::row_wise::PYLUM_ISA {
@@ -15,12 +16,6 @@ constexpr int kLanes = 16;           // partial sums of a square
 constexpr int64_t kSerial = 32'768;  // elements below which a team of threads costs more
 
 inline int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
-inline void prefetch(const void* data, int64_t bytes) {
-    for (int64_t byte = 0; byte < bytes; byte += 64) {
-        __builtin_prefetch(static_cast<const char*>(data) + byte);
-    }
-}
 
 struct Source {
     const Use* use;
@@ -120,7 +115,7 @@ void update(const Params& p, int64_t row, const float* __restrict g) {
     }
 }
 
-void prefetch_row(const Params& p, int64_t row) {
+[[gnu::always_inline]] inline void prefetch_row(const Params& p, int64_t row) {
     const int64_t size = element_size(p.dtype);
     prefetch(static_cast<const char*>(p.table) + row * p.table_stride * size, p.dim * size);
     if (p.rule != Rule::kSum) {
