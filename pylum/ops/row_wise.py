@@ -137,10 +137,6 @@ def _sums_fake(grad, indices, offsets, mean, rows, dtype):
     return grad.new_empty((rows, grad.shape[1]), dtype=dtype)
 
 
-def _sums_backward(ctx, _):
-    raise NotImplementedError("embedding ops have no second derivative")
-
-
 def _adagrad_cpu(table, state, indices, grads, offsets, means, lr, eps):
     workspace = _workspace(table, indices)
     _C.row_wise_adagrad(
@@ -165,7 +161,6 @@ table_gradient = register(
     "ScalarType dtype) -> Tensor",
     cpu=_sums_cpu,
     fake=_sums_fake,
-    backward=_sums_backward,
 )
 _USES = "Tensor[] indices, Tensor[] grads, Tensor?[] offsets, bool[] means"
 _adagrad = register(

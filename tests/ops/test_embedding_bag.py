@@ -155,19 +155,19 @@ def test_more_than_2_31_elements():
 
 
 ERRORS = [
-    pytest.param(dict(indices=[torch.tensor([0, -1])]), ValueError, r"indices\[0\].*-1 at 1"),
-    pytest.param(dict(indices=[torch.tensor([5, 1])]), ValueError, r"indices\[0\].*got 5 at 0"),
-    pytest.param(dict(indices=[torch.tensor([0, 1]).int()]), TypeError, r"indices\[0\].*int64"),
-    pytest.param(dict(indices=[]), ValueError, "as many"),
-    pytest.param(dict(tables=[torch.zeros(5)]), ValueError, r"tables\[0\]"),
-    pytest.param(dict(tables=[torch.zeros(5, 4).double()]), TypeError, r"tables\[0\].*float32"),
-    pytest.param(dict(tables=[torch.zeros(4, 5).T]), ValueError, r"tables\[0\].*contiguous"),
-    pytest.param(dict(offsets=[torch.tensor([0, 3])]), ValueError, r"offsets\[0\].*0 to 2.*0 to 3"),
-    pytest.param(dict(offsets=[torch.tensor([1, 2])]), ValueError, r"offsets\[0\].*got 1 to 2"),
-    pytest.param(dict(offsets=[torch.tensor([0, 2, 1, 2])]), ValueError, "2 before 1"),
-    pytest.param(dict(offsets=[torch.tensor([0, 2]).int()]), TypeError, r"offsets\[0\].*int64"),
-    pytest.param(dict(offsets=[torch.tensor([]).long()]), ValueError, r"offsets\[0\]"),
-    pytest.param(dict(mode="max"), ValueError, "mode must be"),
+    pytest.param({"indices": [torch.tensor([0, -1])]}, ValueError, r"indices\[0\].*-1 at 1"),
+    pytest.param({"indices": [torch.tensor([5, 1])]}, ValueError, r"indices\[0\].*got 5 at 0"),
+    pytest.param({"indices": [torch.tensor([0, 1]).int()]}, TypeError, r"indices\[0\].*int64"),
+    pytest.param({"indices": []}, ValueError, "as many"),
+    pytest.param({"tables": [torch.zeros(5)]}, ValueError, r"tables\[0\]"),
+    pytest.param({"tables": [torch.zeros(5, 4).double()]}, TypeError, r"tables\[0\].*float32"),
+    pytest.param({"tables": [torch.zeros(4, 5).T]}, ValueError, r"tables\[0\].*contiguous"),
+    pytest.param({"offsets": [torch.tensor([0, 3])]}, ValueError, r"offsets\[0\].*0 to 2.*0 to 3"),
+    pytest.param({"offsets": [torch.tensor([1, 2])]}, ValueError, r"offsets\[0\].*got 1 to 2"),
+    pytest.param({"offsets": [torch.tensor([0, 2, 1, 2])]}, ValueError, "2 before 1"),
+    pytest.param({"offsets": [torch.tensor([0, 2]).int()]}, TypeError, r"offsets\[0\].*int64"),
+    pytest.param({"offsets": [torch.tensor([]).long()]}, ValueError, r"offsets\[0\]"),
+    pytest.param({"mode": "max"}, ValueError, "mode must be"),
 ]
 
 
@@ -232,6 +232,5 @@ def test_compile_export_and_autocast():
 def test_double_backward_is_an_error():
     table = torch.randn(4, 3, requires_grad=True)
     out = embedding_bag([table], [torch.tensor([0, 2])], [torch.tensor([0, 2])])
-    (grad,) = torch.autograd.grad(out.square().sum(), table, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(out.square().sum(), table, create_graph=True)
