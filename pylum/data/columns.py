@@ -47,8 +47,8 @@ def as_array(values: Any, name: str = "values") -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     try:
         array = pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise TypeError(f"{name} must hold values of one type, got {error}") from None
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise TypeError(f"{name} must hold values of one type Arrow knows, got {error}") from None
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 

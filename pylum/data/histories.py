@@ -90,6 +90,8 @@ class Histories:
         )
         micros = as_times(as_array([e["time"] for e in flat], "time"), "time")
         items = own.items.grow([e["item"] for e in flat], "item")
+        if not items.all():
+            raise ValueError("an item must be an id, got NaN or ANY")
         table = pa.table({f.name: as_array([e.get(f.name) for e in flat], f.name) for f in fields})
         conditions = {
             f.name: code_field(table, f, own.conditions.get(f.name), "condition")

@@ -13,13 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pylum.data import reading
+from pylum.data import identity, reading
 from pylum.data.events import Events
-from pylum.data.hashing import mix
 from pylum.data.histories import Histories
 from pylum.data.items import ItemTable
 from pylum.data.schema import Field, Schema
-from pylum.data.tables import Columns, FieldSpec, as_table
+from pylum.data.tables import Columns, FieldSpec, as_table, field_specs
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
 from pylum.ragged import lengths_to_offsets
@@ -116,9 +115,7 @@ class Interactions:
             ValueError: a column is missing, read twice or holds nulls it must not; no rows.
             TypeError: a column's type does not fit its use.
         """
-        first = next(reading.parquet_batches(path, None, 1024), None)
-        if first is None:
-            raise ValueError("the table must hold at least one behaviour, got 0 rows")
+        first = reading.parquet_sample(path)
         columns = Columns.resolve(
             first, user=user, item=item, time=time, condition=condition, event=event, target=target
         )
@@ -151,10 +148,12 @@ class Interactions:
             table = pa.Table.from_batches([table])
         batches: Iterable[pa.RecordBatch | pa.Table]
         if isinstance(table, pa.Table):
-            first, batches = table, [table]
+            first, batches = table, table.to_batches(max_chunksize=reading.BATCH_ROWS)
         else:
             stream = iter(table)
             first = next(stream, None)
+            if first is None:
+                raise ValueError("the table must hold at least one behaviour, got no batch")
             if not isinstance(first, (pa.RecordBatch, pa.Table)):
                 raise TypeError(f"table must be an Arrow table or record batches, got {first!r}")
             batches = itertools.chain([first], stream)
@@ -177,10 +176,10 @@ class Interactions:
         **options: Any,
     ) -> Interactions:
         """From a pandas frame; arguments and errors as :meth:`from_arrow`."""
-        wanted = [user, item, time, *([target] if target else [])]
-        for spec in (condition, event):
-            entries = [spec] if spec is None or isinstance(spec, (str, Field)) else list(spec)
-            wanted += [e.name if isinstance(e, Field) else e for e in entries if e is not None]
+        fields = [*field_specs(condition, "condition"), *field_specs(event, "event")]
+        wanted = [user, item, time, *(f.name if isinstance(f, Field) else f for f in fields)]
+        if target is not None:
+            wanted.append(target)
         table = as_table(frame, "frame", wanted)
         return cls.from_arrow(
             table,
@@ -315,30 +314,11 @@ class Interactions:
         They do not depend on the coding, so that a model can tell whether it was trained on an
         event of another data set.
         """
-        hashes = self._all_event_hashes()
+        hashes = identity.event_hashes(self)
         targets = self.events.targets
         return np.sort(hashes if targets is None else hashes[targets.numpy()])
 
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of all events of the whole data set, whatever the coding and the part."""
-        if self.whole is not None:
-            return self.whole.fingerprint
-        hashes = self._all_event_hashes()
-        return f"{int(mix(hashes).sum(dtype=np.uint64)):016x}{len(hashes):012x}"
-
-    def _all_event_hashes(self) -> npt.NDArray[np.uint64]:
-        events = self.events
-        users = np.repeat(self.user_vocab.hashes()[self.user_rows], events.lengths.numpy())
-        if self.item_hashes is None:
-            items = self.vocabs.items.hashes()[events.items.numpy()]
-        else:
-            items = self.item_hashes
-        hashes = mix(users + mix(items + mix(events.times.numpy().view(np.uint64))))
-        # The n-th equal event of a user; a part holds all earlier ones, so n is the same in it.
-        order = np.argsort(hashes, kind="stable")
-        ordered = hashes[order]
-        first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-        occurrence = np.arange(len(order)) - np.repeat(first, np.diff(np.append(first, len(order))))
-        hashes[order] = mix(ordered + occurrence.astype(np.uint64))
-        return hashes
+        return identity.fingerprint(self if self.whole is None else self.whole)

@@ -24,6 +24,7 @@ from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
 
 BATCH_ROWS = 1 << 17
+SAMPLE_ROWS = 1024  # looked at for the width of vectors
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,26 @@ def read(
     return Coded(events, users, coded.get("hash"), on_disk)
 
 
-def parquet_batches(
-    path: Any, columns: list[str] | None, rows: int = BATCH_ROWS
-) -> Iterator[pa.RecordBatch]:
+def parquet_batches(path: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Record batches of a Parquet file, of several, or of a directory's files by name.
 
     Raises:
-        ValueError: there is no such file, or a file lacks one of the columns.
+        ValueError: there is no such file.
     """
     for file in parquet_files(path):
         # Row groups are decoded as they are read, not held whole.
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16) as reader:
-            yield from reader.iter_batches(rows, columns=columns, use_threads=False)
+            yield from reader.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+
+
+def parquet_sample(path: Any) -> pa.RecordBatch | pa.Table:
+    """The first rows of the first file that has some, else its columns without a row."""
+    files = parquet_files(path)
+    for file in files:
+        with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16) as reader:
+            for batch in reader.iter_batches(SAMPLE_ROWS, use_threads=False):
+                return batch
+    return pq.read_schema(files[0]).empty_table()
 
 
 def parquet_files(path: Any) -> list[Path]:

@@ -32,7 +32,9 @@ def as_table(table: Any, name: str, columns: Sequence[str] | None = None) -> pa.
     if not isinstance(table, Mapping) and not (hasattr(table, "columns") and hasattr(table, "loc")):
         raise TypeError(f"{name} must be an Arrow or pandas table or a dict, got {type(table)}")
     present = [*table] if isinstance(table, Mapping) else [*table.columns]
-    wanted = present if columns is None else [c for c in columns if c in present]
+    wanted = present if columns is None else [*dict.fromkeys(columns)]
+    for missing in (c for c in wanted if c not in present):
+        raise ValueError(f"{name}: {missing!r} is not a column; the columns are {present}")
     twice = sorted({str(c) for c in wanted if present.count(c) > 1})
     if twice:
         raise ValueError(f"{name} must not hold a column twice, got {', '.join(twice)}")
@@ -76,10 +78,6 @@ class Columns:
         fields = [f.name for f in (*self.conditions, *self.outcomes)]
         return [self.user, self.item, self.time, *fields, *([self.target] if self.target else [])]
 
-    @property
-    def schema(self) -> Schema:
-        return Schema(self.conditions, self.outcomes)
-
     @classmethod
     def resolve(
         cls,
@@ -109,6 +107,7 @@ class Columns:
                 raise TypeError(f"target must be a column of booleans, got {kind}")
         conditions = _fields(sample, condition, "condition")
         outcomes = _fields(sample, event, "event")
+        Schema(conditions, outcomes)  # refuses reserved names and fields of many values
         columns = cls(user, item, time, conditions, outcomes, target)
         twice = sorted({name for name in columns.names if columns.names.count(name) > 1})
         if twice:
@@ -116,14 +115,24 @@ class Columns:
         return columns
 
 
-def _fields(sample: pa.Table | pa.RecordBatch, spec: FieldSpec, name: str) -> tuple[Field, ...]:
+def field_specs(spec: FieldSpec, name: str) -> list[str | Field]:
+    """The fields of an argument, each a column's name or a :class:`Field`.
+
+    Raises:
+        TypeError: it is neither, nor a list of these.
+    """
     if spec is None:
-        return ()
-    entries = [spec] if isinstance(spec, (str, Field)) else list(spec)
-    fields: list[Field] = []
+        return []
+    entries: list[Any] = [*spec] if isinstance(spec, (list, tuple)) else [spec]
     for entry in entries:
         if not isinstance(entry, (str, Field)):
             raise TypeError(f"{name} must be a column's name, a Field or a list, got {entry!r}")
+    return entries
+
+
+def _fields(sample: pa.Table | pa.RecordBatch, spec: FieldSpec, name: str) -> tuple[Field, ...]:
+    fields: list[Field] = []
+    for entry in field_specs(spec, name):
         column = pick(sample, entry if isinstance(entry, str) else entry.name, name)
         if isinstance(entry, str):
             entry = infer_field(entry, column.type, column)
