@@ -3,7 +3,20 @@
 from pylum import ops, reference
 from pylum.config_report import show_config
 from pylum.data import ANY, Interactions, Vocab
+from pylum.model import LUM, LUMConfig
 from pylum.ragged import Ragged
+from pylum.train import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["ANY", "Interactions", "Ragged", "Vocab", "ops", "reference", "show_config"]
+__all__ = [
+    "ANY",
+    "LUM",
+    "Interactions",
+    "LUMConfig",
+    "Ragged",
+    "Vocab",
+    "ops",
+    "pretrain",
+    "reference",
+    "show_config",
+]

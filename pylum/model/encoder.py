@@ -1,0 +1,195 @@
+"""The token encoder: typed features of items and conditions to tokens of one width.
+
+Section 3.1 of arXiv 2502.08309: ``e_t = proj_t(concat(f_1, f_2, ...))`` for each token type ``t``,
+with a linear projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from pylum.data.events import ANY_ROW, OOV_ROW
+from pylum.data.schema import Schema
+from pylum.model.config import CALENDAR, LUMConfig
+from pylum.model.features import Column, Features, _normal
+from pylum.ragged import Ragged
+
+# A gap of s seconds is in bucket floor(ln(max(1, s)) / 0.301), as HSTU's time bias has it.
+GAP_BUCKETS = 64
+GAP_RATIO = 0.301
+
+
+class ItemEncoder(nn.Module):
+    """An item's id and features to one token.
+
+    Args:
+        features: ``Schema.item_features``, with columns that have a row for each item.
+        rows: items of the vocabulary, row 0 being the unknown item.
+    """
+
+    def __init__(
+        self,
+        config: LUMConfig,
+        schema: Schema,
+        sizes: Mapping[str, int],
+        rows: int,
+        columns: Mapping[str, Column],
+    ) -> None:
+        super().__init__()
+        width = config.width
+        self.ids = _normal(rows, width)
+        self.features = Features(schema.item_features, sizes, config.feature_dim, OOV_ROW)
+        self.proj = _linear(width + self.features.width, width)
+        self._ragged: list[str] = []
+        for f in schema.item_features:
+            column = columns[f.name]
+            if isinstance(column, Ragged):
+                self._ragged.append(f.name)
+                self.register_buffer(f"values_{f.name}", column.values)
+                self.register_buffer(f"offsets_{f.name}", column.offsets)
+            else:
+                self.register_buffer(f"column_{f.name}", column)
+        if rows and schema.item_features and not self.ids.is_meta:
+            self.features.standardise(self.columns(None))
+
+    @staticmethod
+    def saved_columns(
+        schema: Schema, state: Mapping[str, torch.Tensor], prefix: str
+    ) -> dict[str, Column]:
+        """The feature columns of a saved encoder, whose tensors begin with ``prefix``."""
+        return {
+            f.name: Ragged(state[f"{prefix}values_{f.name}"], state[f"{prefix}offsets_{f.name}"])
+            if f.kind == "categories"
+            else state[f"{prefix}column_{f.name}"]
+            for f in schema.item_features
+        }
+
+    def columns(self, rows: torch.Tensor | None) -> dict[str, Column]:
+        """The features of the items at ``rows``; None: of all."""
+        columns: dict[str, Column] = {}
+        for f in self.features.fields:
+            if f.name in self._ragged:
+                bag = Ragged(getattr(self, f"values_{f.name}"), getattr(self, f"offsets_{f.name}"))
+                columns[f.name] = bag if rows is None else _take(bag, rows)
+            else:
+                column = getattr(self, f"column_{f.name}")
+                columns[f.name] = column if rows is None else column[rows]
+        return columns
+
+    def forward(
+        self, rows: torch.Tensor | None = None, unknown: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``[U, width]`` tokens.
+
+        Args:
+            rows: ``[U]`` int64; None: every item.
+            unknown: ``[U]`` bool, items whose id is replaced by the unknown item's.
+        """
+        ids = self.ids if rows is None else nn.functional.embedding(rows, self.ids)
+        if unknown is not None:
+            ids = torch.where(unknown[:, None], self.ids[OOV_ROW], ids)
+        return self.encode(ids, self.columns(rows))
+
+    def encode(self, ids: torch.Tensor, columns: Mapping[str, Column]) -> torch.Tensor:
+        """Tokens of items given by id embeddings ``[U, width]`` and feature columns."""
+        return self.proj(torch.cat([ids, *self.features(columns, len(ids))], 1))
+
+
+class OutcomeEncoder(nn.Module):
+    """What is known only after the choice, to be added to the history's item tokens.
+
+    ``proj(concat(item, outcomes))`` with its two halves apart: an item has a token of its own
+    wherever it is a target or a candidate, and no outcome in it.
+    """
+
+    def __init__(self, config: LUMConfig, schema: Schema, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.features = Features(schema.outcomes, sizes, config.feature_dim, OOV_ROW)
+        self.proj = _linear(self.features.width, config.width)
+
+    def forward(self, outcomes: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
+        """``[count, width]`` from columns by field; a missing field is unknown."""
+        return self.proj(torch.cat(self.features(outcomes, count), 1))
+
+
+class ConditionEncoder(nn.Module):
+    """Condition fields, the query time and the clock to one token."""
+
+    thresholds: torch.Tensor
+
+    def __init__(self, config: LUMConfig, schema: Schema, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.features = Features(schema.conditions, sizes, config.feature_dim, ANY_ROW)
+        clock = {name: CALENDAR[name] + 1 for name in config.calendar}
+        if config.query_time:
+            clock["gap"] = GAP_BUCKETS + 1
+        # Row 0 of each: unknown.
+        self.clock = nn.ParameterDict(
+            {name: _normal(rows, config.feature_dim) for name, rows in sorted(clock.items())}
+        )
+        width = self.features.width + len(clock) * config.feature_dim
+        self.proj = _linear(width, config.width) if width else None
+        self.bias = _normal(config.width)
+        # Integer thresholds: every device and dtype finds the same bucket.
+        edges = torch.exp(torch.arange(1, GAP_BUCKETS, dtype=torch.float64) * GAP_RATIO)
+        self.register_buffer("thresholds", edges.ceil().long(), persistent=False)
+
+    def forward(
+        self,
+        conditions: Mapping[str, torch.Tensor],
+        count: int,
+        gaps: torch.Tensor | None = None,
+        times: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``[count, width]`` tokens.
+
+        Args:
+            conditions: columns by field; a missing field is ANY.
+            gaps: ``[count]`` int64 seconds since the event before; negative or None: unknown.
+            times: ``[count]`` int64 seconds of the clock (UTC); negative or None: unknown.
+        """
+        parts = self.features(conditions, count)
+        for name, table in self.clock.items():
+            column = self._clock_rows(name, gaps, times)
+            parts.append(
+                table[0].expand(count, -1)
+                if column is None
+                else nn.functional.embedding(column, table)
+            )
+        if self.proj is None:
+            return self.bias.expand(count, -1)
+        return self.proj(torch.cat(parts, 1)) + self.bias
+
+    def _clock_rows(
+        self, name: str, gaps: torch.Tensor | None, times: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if name == "gap":
+            if gaps is None:
+                return None
+            rows = torch.bucketize(gaps, self.thresholds, right=True) + 1
+            return rows.masked_fill(gaps < 0, 0)
+        if times is None:
+            return None
+        # The first of January 1970 was a Thursday, weekday 3.
+        rows = times // 3600 % 24 if name == "hour" else (times // 86400 + 3) % 7
+        return (rows + 1).masked_fill(times < 0, 0)
+
+
+def _take(bag: Ragged, rows: torch.Tensor) -> Ragged:
+    """The bags at ``rows``."""
+    lengths = bag.lengths[rows]
+    offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(lengths, 0, out=offsets[1:])
+    shift = (bag.offsets[rows] - offsets[:-1]).repeat_interleave(lengths)
+    index = torch.arange(shift.numel(), device=rows.device) + shift
+    return Ragged(bag.values[index], offsets)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(layer.weight, std=inputs**-0.5)
+    return layer

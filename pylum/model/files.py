@@ -1,0 +1,115 @@
+"""Models and checkpoints on disk: safetensors and JSON, checksummed, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+MANIFEST = "config.json"
+
+
+def write_folder(
+    path: str | os.PathLike[str],
+    about: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    more: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a folder aside and rename it into place.
+
+    Args:
+        path: replaced only where it holds a manifest of ours.
+        about: JSON, stored in ``config.json`` beside the checksum of every file.
+        tensors: stored in ``model.safetensors``.
+        more: writes further files into the folder it is given.
+
+    Raises:
+        ValueError: ``path`` is a file, or a folder that is not ours.
+    """
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise ValueError(f"path must be new or an earlier save, got {path} without {MANIFEST}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside.mkdir()
+    try:
+        flat = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+        save_file(flat, aside / "model.safetensors")
+        if more is not None:
+            more(aside)
+        sums = {file.name: _checksum(file) for file in sorted(aside.iterdir())}
+        manifest = {**about, "files": sums}
+        text = json.dumps({**manifest, "checksum": _digest(manifest)}, indent=1)
+        (aside / MANIFEST).write_text(text + "\n")
+        for file in aside.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        if path.exists():
+            # A folder cannot be replaced in one step: the old one stays readable under its other
+            # name until the new one stands.
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            path.rename(old)
+            aside.rename(path)
+            shutil.rmtree(old)
+        else:
+            aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_folder(
+    path: str | os.PathLike[str], kind: str
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What :func:`write_folder` wrote, every file checked against its checksum first.
+
+    Args:
+        kind: what ``about["kind"]`` must be.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: a file is truncated, altered, or of another kind.
+    """
+    path = Path(path)
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"path must be a folder with {MANIFEST}, got {path}")
+    try:
+        about = json.loads(manifest.read_text())
+        checksum = about.pop("checksum")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{manifest} is truncated or altered: {error}") from None
+    if _digest(about) != checksum:
+        raise ValueError(f"{manifest} is altered: its checksum does not match")
+    if about.get("kind") != kind:
+        raise ValueError(f"{path} must hold a {kind}, got {about.get('kind')!r}")
+    for name, expected in about["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing")
+        if _checksum(file) != expected:
+            raise ValueError(f"{file} is truncated or altered: its checksum does not match")
+    try:
+        return about, load_file(path / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{path / 'model.safetensors'} cannot be read: {error}") from None
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as handle:
+        digest = hashlib.sha256()
+        while block := handle.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

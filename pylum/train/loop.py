@@ -1,0 +1,203 @@
+"""``pretrain``: from behaviours to a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from pylum.data import Interactions
+from pylum.model.config import LUMConfig
+from pylum.model.lum import LUM
+from pylum.model.record import TrainingRecord
+from pylum.train.objective import Objective
+from pylum.train.progress import Reporter
+from pylum.train.run import Recipe, Run
+from pylum.train.validation import Validation
+
+EPOCHS_WITHOUT_VALID = 30
+MOST_EPOCHS = 200
+
+
+def pretrain(
+    cfg: LUMConfig,
+    train: Interactions,
+    *,
+    valid: Interactions | None = None,
+    epochs: int | str = "auto",
+    lr: float = 2e-3,
+    batch_tokens: int = 16_384,
+    accumulate: int = 1,
+    negatives: str | int = "auto",
+    weight_decay: float = 0.01,
+    schedule: str = "auto",
+    warmup: int = 100,
+    clip: float = 1.0,
+    patience: int = 10,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    init: LUM | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 600.0,
+    progress: bool = True,
+    tensorboard: str | os.PathLike[str] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> LUM:
+    """Step 1 of LUM: next-condition-item prediction (arXiv 2502.08309, section 3.1).
+
+    The same arguments, machine and number of threads give the same weights, bit for bit, also
+    where a run was stopped and resumed.
+
+    Args:
+        cfg: the model's shape and what it is trained to do.
+        train: behaviours; ``train.events.targets`` says which are predicted.
+        valid: a part of the same data. After each epoch its targets are ranked, and the weights
+            with the best NDCG@10 are returned.
+        epochs: passes over ``train``. ``"auto"``: until ``patience`` epochs brought no better
+            NDCG@10 (at most 200); 30 without ``valid``.
+        lr: peak learning rate.
+        batch_tokens: tokens of a packed batch; it ends with the window that fills it.
+        accumulate: batches whose gradients make one step.
+        negatives: ``"full"``: all items; ``"in_batch"``: the batch's and uniform ones, corrected
+            by log q; a number: as many uniform ones; ``"auto"``: full up to 50,000 items, else
+            in-batch.
+        weight_decay: AdamW's, of everything but norms and biases.
+        schedule: after ``warmup`` steps, ``"cosine"`` to 2 % of ``lr``, or ``"constant"``;
+            ``"auto"``: cosine where the number of epochs is known.
+        clip: largest norm of the gradient.
+        seed: of initial weights, order, windows, dropout and negatives.
+        device: ``"auto"``: a GPU where the kernels run on it, else the CPU.
+        precision: ``"float32"``, ``"bfloat16"`` (autocast, float32 weights), or ``"auto"``:
+            bfloat16 on a GPU.
+        init: a model to continue from; its vocabularies stay, its record is joined.
+        resume: a checkpoint of a run with the same arguments and data.
+        checkpoint: file written every ``checkpoint_seconds``, after each epoch, and when
+            interrupted (Ctrl-C).
+        progress: show a progress bar.
+        tensorboard: folder of event files; needs ``pip install pylum[tensorboard]``.
+        on_epoch: called after each epoch with its ``epoch``, ``steps``, ``loss``, ``seconds`` of
+            training so far and, with ``valid``, ``ndcg@10`` and ``hr@10``.
+
+    Returns:
+        the model in evaluation mode, on ``device``, with its :class:`TrainingRecord`.
+
+    Raises:
+        ValueError: an argument is out of range, ``train`` has no targets, or ``resume`` is of
+            another run.
+        FloatingPointError: the loss or the gradient is not finite; the message names the step.
+        KeyboardInterrupt: after the checkpoint is written.
+    """
+    recipe = Recipe(
+        epochs=_epochs(epochs, valid),
+        patience=patience if epochs == "auto" and valid is not None else None,
+        lr=lr,
+        batch_tokens=batch_tokens,
+        accumulate=accumulate,
+        weight_decay=weight_decay,
+        schedule=_schedule(schedule, epochs, valid),
+        warmup=warmup,
+        clip=clip,
+        seed=seed,
+    )
+    if train.num_targets == 0:
+        raise ValueError("train must have at least one target, got none")
+    target = torch.device("cpu" if device == "auto" else device)
+    if target.type != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device must be cpu where CUDA is not available, got {device}")
+    autocast = _autocast(precision, target)
+    # The global generator feeds dropout: it is ours inside, and the caller's again afterwards.
+    cuda = [target] if target.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        model = _model(cfg, train, init).to(target)
+        tokens = 3 if cfg.any_targets else 2
+        validation = None
+        if valid is not None:
+            validation = Validation(
+                valid.events,
+                max_length=cfg.max_length,
+                batch_events=max(1, batch_tokens // 2),
+                seed=seed,
+                remove_seen=train.repeat_share <= 0.05,
+            )
+        objective = Objective.of(negatives, train.events, len(train.vocabs.items))
+        run = Run(model, recipe, objective, train.events, validation, autocast, tokens)
+        run.identity = _identity(cfg, train, valid, recipe, negatives, precision)
+        if resume is not None:
+            run.restore(resume)
+        with Reporter(progress, tensorboard, on_epoch) as reporter:
+            run.go(reporter, checkpoint, checkpoint_seconds)
+    targets = train.events.targets
+    times = train.events.times if targets is None else train.events.times[targets]
+    record = TrainingRecord(int(times.max()), train.event_hashes(), train.fingerprint)
+    model.record = record if init is None else init.record.joined(record)
+    return model.eval()
+
+
+def _epochs(epochs: int | str, valid: Interactions | None) -> int:
+    if epochs == "auto":
+        return MOST_EPOCHS if valid is not None else EPOCHS_WITHOUT_VALID
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        raise ValueError(f"epochs must be auto or a number of at least 0, got {epochs!r}")
+    return epochs
+
+
+def _schedule(schedule: str, epochs: int | str, valid: Interactions | None) -> str:
+    if schedule not in ("auto", "cosine", "constant"):
+        raise ValueError(f"schedule must be auto, cosine or constant, got {schedule!r}")
+    if schedule == "auto":
+        return "constant" if epochs == "auto" and valid is not None else "cosine"
+    return schedule
+
+
+def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision must be auto, float32 or bfloat16, got {precision!r}")
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext
+
+
+def _model(cfg: LUMConfig, train: Interactions, init: LUM | None) -> LUM:
+    if init is None:
+        model = LUM(cfg, train.schema, train.vocabs.copy(), train.items)
+        model.condition_encoder.features.standardise(train.events.conditions)
+        if model.outcome_encoder is not None:
+            model.outcome_encoder.features.standardise(train.events.outcomes)
+        return model
+    if init.schema != train.schema or init.vocabs.fingerprint() != train.vocabs.fingerprint():
+        raise ValueError(
+            "init must have the schema and vocabularies of train: "
+            "read train with vocabs=init.vocabs"
+        )
+    model = LUM(cfg, init.schema, init.vocabs, init.items)
+    mine, theirs = model.state_dict(), init.state_dict()
+    wrong = [n for n in mine if n not in theirs or mine[n].shape != theirs[n].shape]
+    if wrong or len(mine) != len(theirs):
+        raise ValueError(f"init must have the shape of cfg, but differs in {wrong or 'its layers'}")
+    model.load_state_dict(theirs)
+    return model
+
+
+def _identity(
+    cfg: LUMConfig,
+    train: Interactions,
+    valid: Interactions | None,
+    recipe: Recipe,
+    negatives: str | int,
+    precision: str,
+) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be resumed, as JSON."""
+    return {
+        "config": cfg.to_json(),
+        "data": [train.fingerprint, train.protocol, train.part, train.num_targets],
+        "valid": valid is not None and [valid.fingerprint, valid.protocol, valid.part],
+        "recipe": recipe.to_json(),
+        "negatives": negatives,
+        "precision": precision,
+    }

@@ -1,0 +1,153 @@
+"""The loss against dense cross-entropy written out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pylum.data import ANY_ROW
+from pylum.train.objective import UNIFORM_NEGATIVES, Objective, drop_conditions
+from tests.model.world import ITEMS, answers, make_events, make_model
+from tests.tolerance import MODEL
+
+TOLERANCE = MODEL[torch.float32]
+
+
+def make(**changes):
+    model = make_model(id_dropout=0.0, any_dropout=0.0, **changes)
+    return model.train(), make_events([6, 0, 11, 1])
+
+
+def dense(found, vectors, goals, temperature, log_q=0.0):
+    logits = found @ vectors.T / temperature - log_q
+    return torch.nn.functional.cross_entropy(logits, goals, reduction="sum")
+
+
+@pytest.mark.parametrize("targets", [pytest.param(False, id="all"), pytest.param(True, id="some")])
+def test_full_softmax(targets):
+    model, events = make()
+    sites = torch.arange(18) % 3 != 1 if targets else torch.ones(18, dtype=torch.bool)
+    if targets:
+        events = replace(events, targets=sites)
+    objective = Objective.of("auto", events, ITEMS)
+    assert objective.negatives == "full"
+    loss = objective.loss(model, events)
+    expected = dense(
+        answers(model, events)[sites],
+        model.item_vectors(),
+        events.items[sites],
+        model.temperature,
+    )
+    assert abs(loss - expected) < TOLERANCE * expected
+
+
+def test_gradients_of_full_softmax():
+    model, events = make()
+    Objective.of("full", events, ITEMS).loss(model, events).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    dense(answers(model, events), model.item_vectors(), events.items, model.temperature).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            error = (found[name] - p.grad).norm() / p.grad.norm().clamp_min(1e-3)
+            assert error < TOLERANCE, name
+
+
+def test_any_targets_are_asked_at_every_position():
+    model, events = make(any_targets=True)
+    loss = Objective.of("full", events, ITEMS).loss(model, events)
+    asked = [answers(model, events)]
+    # The answer under ANY at position k: the same history with the k-th condition made ANY.
+    for k in range(events.total):
+        conditions = {n: c.clone() for n, c in events.conditions.items()}
+        conditions["scene"][k] = ANY_ROW
+        conditions["price"][k] = torch.nan
+        conditions["search"][k] = torch.nan
+        altered = replace(events, conditions=conditions)
+        gaps, times = model.gaps(events), events.times.clone()
+        gaps[k] = times[k] = -1
+        x = model.history_tokens(replace(altered, times=times), gaps=gaps)
+        rank = torch.arange(events.total) - events.offsets[:-1].repeat_interleave(events.lengths)
+        hidden = model.run(x, 2 * events.offsets, rank.repeat_interleave(2))
+        asked.append(model.answers(hidden[2 * k : 2 * k + 1]))
+    goals = torch.cat([events.items, events.items])
+    expected = dense(torch.cat(asked), model.item_vectors(), goals, model.temperature)
+    assert abs(loss - expected) < TOLERANCE * expected
+
+
+def test_uniform_negatives_without_collisions():
+    model, events = make()
+    objective = Objective.of(7, events, ITEMS)
+    torch.manual_seed(3)
+    loss = objective.loss(model, events)
+    torch.manual_seed(3)
+    drawn = torch.randint(1, ITEMS, (7,))
+    found, vectors = answers(model, events), model.item_vectors()
+    expected = 0.0
+    for answer, goal in zip(found, events.items.tolist(), strict=True):
+        rows = [goal] + [r for r in drawn.tolist() if r != goal]
+        logits = vectors[rows] @ answer / model.temperature
+        expected = expected - logits.log_softmax(0)[0]
+    assert abs(loss - expected) < TOLERANCE * expected
+
+
+def test_in_batch_corrects_by_the_probability_of_being_drawn():
+    model, events = make()
+    objective = Objective.of("in_batch", events, ITEMS)
+    loss = objective.loss(model, events)
+    # 4,096 uniform draws out of 29 items are all items, each drawn with probability 1; the unknown
+    # item is only there if it is in the batch.
+    rows = torch.arange(ITEMS) if bool((events.items == 0).any()) else torch.arange(1, ITEMS)
+    counts = torch.bincount(events.items, minlength=ITEMS).double()
+    missed = (1 - counts / 18) ** 18 * (1 - 1 / (ITEMS - 1)) ** UNIFORM_NEGATIVES
+    log_q = torch.log(1 - missed)[rows].float()
+    goals = torch.searchsorted(rows, events.items)
+    expected = dense(
+        answers(model, events), model.item_vectors()[rows], goals, model.temperature, log_q
+    )
+    assert abs(loss - expected) < TOLERANCE * expected
+
+
+def test_rows_of_a_large_catalogue_are_the_same_loss():
+    model, events = make()
+    small = events.users(torch.tensor([3]))
+    assert 4 * small.total < ITEMS
+    torch.manual_seed(3)
+    few = Objective.of(5, small, ITEMS).loss(model, small)
+    torch.manual_seed(3)
+    drawn = torch.randint(1, ITEMS, (5,))
+    goal = int(small.items[0])
+    rows = [goal] + [r for r in drawn.tolist() if r != goal]
+    logits = model.item_vectors()[rows] @ answers(model, small)[0] / model.temperature
+    assert abs(few + logits.log_softmax(0)[0]) < TOLERANCE * abs(few)
+
+
+@pytest.mark.parametrize("negatives", ["all", 0, -3, True])
+def test_unknown_negatives(negatives):
+    with pytest.raises(ValueError, match="negatives must be auto, full, in_batch or a positive"):
+        Objective.of(negatives, make_events([3]), ITEMS)
+
+
+def test_any_dropout_hides_each_field_on_its_own():
+    model = make_model(any_dropout=0.3)
+    events = make_events([4000])
+    dropped, gaps = drop_conditions(model, events)
+    known = model.gaps(events) >= 0
+    hidden = {
+        "scene": dropped.conditions["scene"] != events.conditions["scene"],
+        "search": dropped.conditions["search"][:, 0].isnan()
+        & ~events.conditions["search"][:, 0].isnan(),
+        "gap": (gaps < 0) & known,
+        "time": dropped.times < 0,
+    }
+    share = {
+        "scene": (events.conditions["scene"] != ANY_ROW).float().mean(),
+        "search": (~events.conditions["search"][:, 0].isnan()).float().mean(),
+        "gap": 1.0,
+        "time": 1.0,
+    }
+    for name, mask in hidden.items():
+        assert abs(float(mask.float().mean() / share[name]) - 0.3) < 0.03, name
+    both = (hidden["gap"] & hidden["time"]).float().mean()
+    assert abs(float(both) - 0.09) < 0.02
+    assert bool((dropped.conditions["scene"][hidden["scene"]] == ANY_ROW).all())
