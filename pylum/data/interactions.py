@@ -106,7 +106,7 @@ class Interactions:
             item_features, item_title: ``features`` and ``title`` of ``ItemTable.from_table``.
             vocabs: code with copies of these; a fixed one gives unknown values row 0.
             memory_limit: bytes of coded columns kept in memory; beyond it they are mapped from
-                unnamed files in the directory for temporary files.
+                unnamed files where temporary files go (``$TMPDIR``, which should not be memory).
 
         Strings, integers and booleans are read as categories, floats as numbers, lists of floats
         as vectors, unless a ``Field`` says otherwise.
@@ -279,15 +279,20 @@ class Interactions:
         if users is None:
             return Histories(self.users, self.events, self.schema, self.vocabs)
         users = list(users)
-        place = np.full(len(self.user_vocab), -1, np.int64)
-        place[self.user_rows] = np.arange(len(self))
-        rows = torch.from_numpy(place[self.user_vocab.rows(users, "users")])
+        rows = torch.from_numpy(self._places[self.user_vocab.rows(users, "users")])
         known = rows >= 0
         events = self.events.users(rows[known])
         lengths = torch.zeros(len(users), dtype=torch.int64)
         lengths[known] = events.lengths
         events = replace(events, offsets=lengths_to_offsets(lengths))
         return Histories(users, events, self.schema, self.vocabs)
+
+    @cached_property
+    def _places(self) -> npt.NDArray[np.int64]:
+        """Where each row of the user vocabulary stands in the events; -1 where it does not."""
+        places = np.full(len(self.user_vocab), -1, np.int64)
+        places[self.user_rows] = np.arange(len(self))
+        return places
 
     def split(self, protocol: str) -> tuple[Interactions, Interactions, Interactions]:
         """Train, valid and test by a named protocol (:mod:`pylum.data.protocols`)."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pylum.data.columns import ANY, as_ids
 from pylum.data.events import ANY_ROW, OOV_ROW
@@ -226,7 +227,7 @@ class Vocab:
         while len(open_):
             entries = self._entries[places[open_]]
             mine = self._ids.take(pa.array(entries))
-            same = pa.compute.equal(mine, ids.take(pa.array(open_))).to_numpy(zero_copy_only=False)
+            same = pc.equal(mine, ids.take(pa.array(open_))).to_numpy(zero_copy_only=False)
             out[open_[same]] = entries[same]
             open_ = open_[~same]
             places[open_] += 1
