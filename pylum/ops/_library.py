@@ -48,7 +48,23 @@ def register(
             setup_context=setup_context,
             lib=LIBRARY,
         )
-    return getattr(torch.ops.pylum, name)
+    op = getattr(torch.ops.pylum, name)
+    if op.default._schema.is_mutable:
+        LIBRARY.impl(name, _mutating(op.default), "ADInplaceOrView", with_keyset=True)
+    return op
+
+
+def _mutating(op: Any) -> Callable[..., Any]:
+    # Autograd then refuses a backward that would read what the op has overwritten.
+    arguments = op._schema.arguments
+    written = [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
+    below = torch._C._after_ADInplaceOrView_keyset
+
+    def mutate(keyset: Any, *args: Any) -> Any:
+        torch.autograd.graph.increment_version([args[i] for i in written])
+        return op.redispatch(keyset & below, *args)
+
+    return mutate
 
 
 def _once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
