@@ -1,5 +1,9 @@
 #include "common/binding.h"
 
+#include <algorithm>
+#include <functional>
+
+#include "common/parallel.h"
 #include "topk/topk.h"
 
 namespace pylum::topk {
@@ -40,12 +44,32 @@ static void check_rows(const std::optional<Tensor>& rows, const std::optional<Te
     }
 }
 
-static void forward_py(const Tensor& queries, const Tensor& items,
-                       const std::optional<Tensor>& exclude,
-                       const std::optional<Tensor>& exclude_offsets,
-                       const std::optional<Tensor>& candidates,
-                       const std::optional<Tensor>& candidates_offsets, const Tensor& scores,
-                       const Tensor& indices, int threads) {
+// Lists of rows as the kernels want them: strictly ascending. A list that is not is copied into
+// space, sorted, and stripped of repetitions.
+static void prepare(const Tensor& rows, const Tensor& offsets, int64_t* space, Rows* lists,
+                    int64_t num_queries, int threads) {
+    const int64_t* r = rows.as<int64_t>();
+    const int64_t* o = offsets.as<int64_t>();
+    parallel_for(num_queries, rows.numel() > 16384 ? threads : 1, [&](int64_t q) {
+        lists[q] = {r + o[q], o[q + 1] - o[q]};
+        const int64_t* end = r + o[q + 1];
+        if (std::adjacent_find(r + o[q], end, std::greater_equal<int64_t>()) == end) {
+            return;
+        }
+        int64_t* copy = std::copy(r + o[q], end, space + o[q]);
+        std::sort(space + o[q], copy);
+        lists[q] = {space + o[q], std::unique(space + o[q], copy) - (space + o[q])};
+    });
+}
+
+static int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static int64_t lists_bytes(const std::optional<Tensor>& rows, int64_t num_queries) {
+    return rows ? padded(rows->numel() * sizeof(int64_t)) + padded(num_queries * sizeof(Rows)) : 0;
+}
+
+static Params params_of(const Tensor& queries, const Tensor& items, int64_t k, bool candidates,
+                        int threads) {
     expect_cpu(queries, "queries");
     expect_cpu(items, "items");
     expect_floating(queries, "queries");
@@ -57,28 +81,70 @@ static void forward_py(const Tensor& queries, const Tensor& items,
     expect(items.dims == 2 && items.size(1) == queries.size(1) && items.last_contiguous(), "items",
            "[items, dim = " + std::to_string(queries.size(1)) + "], last dimension contiguous",
            items);
-    check_rows(exclude, exclude_offsets, "exclude", queries.size(0), items.size(0));
-    check_rows(candidates, candidates_offsets, "candidates", queries.size(0), items.size(0));
-    const Params p{.queries = queries.data,
-                   .items = items.data,
-                   .dtype = queries.dtype,
-                   .num_queries = queries.size(0),
-                   .num_items = items.size(0),
-                   .dim = queries.size(1),
-                   .k = scores.size(1),
-                   .queries_stride = queries.stride(0),
-                   .items_stride = items.stride(0),
-                   .exclude = exclude ? exclude->as<int64_t>() : nullptr,
-                   .exclude_offsets = exclude ? exclude_offsets->as<int64_t>() : nullptr,
-                   .candidates = candidates ? candidates->as<int64_t>() : nullptr,
-                   .candidates_offsets = candidates ? candidates_offsets->as<int64_t>() : nullptr,
-                   .scores = scores.as<float>(),
-                   .indices = indices.as<int64_t>(),
-                   .threads = threads};
+    if (items.size(0) > int64_t{1} << 32) {
+        fail_value("items", "at most 2^32 rows", items);
+    }
+    static const Rows some{};
+    return {.queries = queries.data,
+            .items = items.data,
+            .dtype = queries.dtype,
+            .num_queries = queries.size(0),
+            .num_items = items.size(0),
+            .dim = queries.size(1),
+            .k = k,
+            .queries_stride = queries.stride(0),
+            .items_stride = items.stride(0),
+            .exclude = nullptr,
+            .candidates = candidates ? &some : nullptr,
+            .scores = nullptr,
+            .indices = nullptr,
+            .workspace = nullptr,
+            .threads = threads};
+}
+
+// Bytes of workspace that forward_py needs.
+static int64_t workspace_py(const Tensor& queries, const Tensor& items, int64_t k,
+                            const std::optional<Tensor>& exclude,
+                            const std::optional<Tensor>& candidates, int threads) {
+    const Params p = params_of(queries, items, k, candidates.has_value(), threads);
+    return Layout(p).total + lists_bytes(exclude, p.num_queries) +
+           lists_bytes(candidates, p.num_queries) + 64;
+}
+
+static void forward_py(const Tensor& queries, const Tensor& items,
+                       const std::optional<Tensor>& exclude,
+                       const std::optional<Tensor>& exclude_offsets,
+                       const std::optional<Tensor>& candidates,
+                       const std::optional<Tensor>& candidates_offsets, const Tensor& scores,
+                       const Tensor& indices, const Tensor& workspace, int threads) {
+    Params p = params_of(queries, items, scores.size(1), candidates.has_value(), threads);
+    check_rows(exclude, exclude_offsets, "exclude", p.num_queries, p.num_items);
+    check_rows(candidates, candidates_offsets, "candidates", p.num_queries, p.num_items);
+    p.scores = scores.as<float>();
+    p.indices = indices.as<int64_t>();
+    const auto address = reinterpret_cast<uintptr_t>(workspace.data);
+    p.workspace = workspace.as<char>() + (64 - address % 64);
+    char* space = p.workspace + Layout(p).total;
     py::gil_scoped_release release;
+    const auto lists = [&](const Tensor& rows, const Tensor& offsets) {
+        auto* copies = reinterpret_cast<int64_t*>(space);
+        auto* begin = reinterpret_cast<Rows*>(space + padded(rows.numel() * sizeof(int64_t)));
+        prepare(rows, offsets, copies, begin, p.num_queries, threads);
+        space += lists_bytes(rows, p.num_queries);
+        return begin;
+    };
+    if (exclude) {
+        p.exclude = lists(*exclude, *exclude_offsets);
+    }
+    if (candidates) {
+        p.candidates = lists(*candidates, *candidates_offsets);
+    }
     PYLUM_CPU_CALL(forward, p);
 }
 
-void register_op(py::module_& m) { m.def("topk_forward", &forward_py); }
+void register_op(py::module_& m) {
+    m.def("topk_workspace", &workspace_py);
+    m.def("topk_forward", &forward_py);
+}
 
 }  // namespace pylum::topk

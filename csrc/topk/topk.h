@@ -8,22 +8,70 @@
 
 namespace pylum::topk {
 
+// Item rows, strictly ascending.
+struct Rows {
+    const int64_t* at;
+    int64_t count;
+};
+
 // Order: higher score first, equal scores by lower item row; a NaN score is never selected.
 // Slots past the last selectable item hold row -1 and score -infinity.
+// A score is one chain of float32 multiply-adds over dim, whatever else is asked in the call.
 struct Params {
     const void* queries;  // [num_queries, dim], rows queries_stride apart
     const void* items;    // [num_items, dim], rows items_stride apart
-    DType dtype;          // of queries and items: float32 or bfloat16; sums are float32
+    DType dtype;          // of queries and items: float32 or bfloat16
     int64_t num_queries, num_items, dim, k;
     int64_t queries_stride, items_stride;
-    const int64_t* exclude;             // rows each query may not return, or null
-    const int64_t* exclude_offsets;     // [num_queries + 1]
-    const int64_t* candidates;          // the only rows each query may return, or null for all
-    const int64_t* candidates_offsets;  // [num_queries + 1]
-    float* scores;                      // [num_queries, k]
-    int64_t* indices;                   // [num_queries, k]
+    const Rows* exclude;     // [num_queries]: rows each query may not return, or null
+    const Rows* candidates;  // [num_queries]: the only rows each may return, or null for all
+    float* scores;           // [num_queries, k]
+    int64_t* indices;        // [num_queries, k]
+    char* workspace;         // [Layout(params).total] bytes, 64-byte aligned
     int threads;
 };
+
+namespace {
+
+// Keys a selection of k holds before it is cut back to k.
+inline int64_t capacity_for(int64_t k) { return k + (k > 64 ? k : 64); }
+
+constexpr int64_t kSelectionBytes = 64;
+
+// Where each part of the workspace begins, in bytes. Every worker selects for itself, so selection
+// needs no lock; then the workers' selections are merged.
+struct Layout {
+    int64_t width = 0;       // dim rounded up to 16
+    int64_t workers = 0;     // at most threads
+    int64_t chunk = 0;       // queries selected at once
+    int64_t queries = 0;     // [max(chunk, workers), width] float32
+    int64_t panels = 0;      // [workers, dim, 64] float32: items transposed
+    int64_t selections = 0;  // [workers, chunk] of kSelectionBytes
+    int64_t keys = 0;        // [workers, chunk, capacity_for(k)] int64
+    int64_t total = 0;
+
+    explicit Layout(const Params& p) {
+        const auto take = [&](int64_t bytes) {
+            const int64_t at = total;
+            total += (bytes + 63) / 64 * 64;
+            return at;
+        };
+        width = (p.dim + 15) / 16 * 16;
+        // Below this many multiply-adds a team of threads costs more than it saves.
+        const double work = static_cast<double>(p.num_queries) * p.num_items * p.dim;
+        workers = p.threads > 1 && (p.candidates || work > 1e6) ? p.threads : 1;
+        // The keys of a chunk stay within two megabytes, its queries within a few hundred.
+        chunk = (int64_t{1} << 18) / capacity_for(p.k) / 6 * 6;
+        chunk = chunk < 6 ? 6 : chunk > 384 ? 384 : chunk;
+        chunk = p.candidates ? 1 : chunk < p.num_queries ? chunk : p.num_queries;
+        queries = take((chunk > workers ? chunk : workers) * width * 4);
+        panels = take(workers * p.dim * 64 * 4);
+        selections = take(workers * chunk * kSelectionBytes);
+        keys = take(workers * chunk * capacity_for(p.k) * 8);
+    }
+};
+
+}  // namespace
 
 PYLUM_CPU_KERNEL(void forward(const Params&))
 

@@ -20,7 +20,12 @@ def topk(
     """The k items of highest inner product with each query, exactly.
 
     Equal scores go to the lower row. A NaN score is never selected. Where fewer than ``k`` items
-    can be selected, the rest is row -1 with score -inf.
+    can be selected, the rest is row -1 with score -inf. An item is returned once, also where it
+    stands in a query's candidates several times.
+
+    A query's result depends neither on the other queries of the call nor on threads: the score of a
+    query and an item is always the same sum in the same order. Lists of ``exclude`` and
+    ``candidates`` that are strictly ascending are used as they are, others are sorted first.
 
     Args:
         queries: ``[queries, dim]`` float32 or bfloat16, last dimension contiguous.
@@ -49,8 +54,9 @@ def topk(
 
 
 def _cpu(queries, items, k, exclude, exclude_offsets, candidates, candidates_offsets):
-    scores = queries.new_empty((queries.shape[0], k), dtype=torch.float32)
-    indices = queries.new_empty((queries.shape[0], k), dtype=torch.int64)
+    size = _C.topk_workspace(queries, items, k, exclude, candidates, threads())
+    workspace = queries.new_empty(size // 8 + 1, dtype=torch.int64)
+    scores, indices = _fake(queries, items, k, *[None] * 4)
     _C.topk_forward(
         queries,
         items,
@@ -60,6 +66,7 @@ def _cpu(queries, items, k, exclude, exclude_offsets, candidates, candidates_off
         candidates_offsets,
         scores,
         indices,
+        workspace,
         threads(),
     )
     return scores, indices
@@ -67,9 +74,8 @@ def _cpu(queries, items, k, exclude, exclude_offsets, candidates, candidates_off
 
 def _fake(queries, items, k, exclude, exclude_offsets, candidates, candidates_offsets):
     shape = (queries.shape[0], k)
-    return queries.new_empty(shape, dtype=torch.float32), queries.new_empty(
-        shape, dtype=torch.int64
-    )
+    scores = queries.new_empty(shape, dtype=torch.float32)
+    return scores, queries.new_empty(shape, dtype=torch.int64)
 
 
 _op = register(

@@ -16,12 +16,12 @@ def topk(
     candidates: Ragged | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scores = queries.double() @ items.double().T
-    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    allowed = torch.ones_like(scores, dtype=torch.bool)
+    allowed = ~scores.isnan()
     for q in range(len(scores)):
         if candidates is not None:
-            allowed[q] = False
-            allowed[q, candidates[q]] = True
+            mine = torch.zeros_like(allowed[q])
+            mine[candidates[q]] = True
+            allowed[q] &= mine
         if exclude is not None:
             allowed[q, exclude[q]] = False
     scores = scores.masked_fill(~allowed, -torch.inf)

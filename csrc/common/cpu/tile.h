@@ -1,4 +1,4 @@
-// Register tiles of float32 matrix products. A tile is kTileRows rows by kVectors vectors of
+// Register tiles of float32 matrix products. A tile is kRows rows by kVectors vectors of
 // columns; every element is one chain of fused multiply-adds in the order of the depth, so a result
 // does not depend on the tile it was computed in.
 #pragma once
@@ -17,13 +17,13 @@ constexpr int64_t kColumnPad = 16;
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-template <int kVectors>
+template <int kRows, int kVectors>
 struct Tile {
-    vfloat at[kTileRows][kVectors];
+    vfloat at[kRows][kVectors];
 
     __attribute__((always_inline)) void clear() {
 #pragma GCC unroll 6
-        for (int r = 0; r < kTileRows; ++r) {
+        for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
                 at[r][v] = vfloat{};
@@ -41,8 +41,8 @@ struct Tile {
                 columns[v] = load(b + v * kLanes);
             }
 #pragma GCC unroll 6
-            for (int r = 0; r < kTileRows; ++r) {
-                const vfloat x = broadcast(a[r * a_row]);
+            for (int r = 0; r < kRows; ++r) {
+                const float x = a[r * a_row];
 #pragma GCC unroll 4
                 for (int v = 0; v < kVectors; ++v) {
                     at[r][v] += x * columns[v];
@@ -53,10 +53,21 @@ struct Tile {
         }
     }
 
+    // c[r * c_row + :] = at[r][:]
+    __attribute__((always_inline)) void copy_to(float* c, int64_t c_row) const {
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+                store(c + r * c_row + v * kLanes, at[r][v]);
+            }
+        }
+    }
+
     // c[r * c_row + :] += at[r][:] for the first rows.
     __attribute__((always_inline)) void add_to(float* c, int64_t c_row, int64_t rows) const {
 #pragma GCC unroll 6
-        for (int r = 0; r < kTileRows; ++r) {
+        for (int r = 0; r < kRows; ++r) {
             if (r < rows) {
 #pragma GCC unroll 4
                 for (int v = 0; v < kVectors; ++v) {
@@ -72,7 +83,7 @@ template <int kVectors>
 inline void add_product_columns(const float* a, int64_t a_row, int64_t a_step, const float* b,
                                 int64_t b_step, float* c, int64_t c_row, int64_t rows,
                                 int64_t depth) {
-    Tile<kVectors> tile;
+    Tile<kTileRows, kVectors> tile;
     tile.clear();
     tile.multiply(a, a_row, a_step, b, b_step, depth);
     tile.add_to(c, c_row, rows);
@@ -108,16 +119,50 @@ inline void add_product(const float* a, int64_t a_row, int64_t a_step, const flo
 // Items are read in panels of kPanel rows, transposed: panel[i * kPanel + j] = row j, column i.
 constexpr int64_t kPanel = 64;
 
-template <typename T>
-inline void pack_panel(const T* const* rows, int64_t count, int64_t dim, float* panel) {
-    for (int64_t j = 0; j < count; ++j) {
-        for (int64_t i = 0; i < dim; ++i) {
-            panel[i * kPanel + j] = to_float(rows[j][i]);
+// Rows become columns: lanes of v[i] and v[j] are exchanged across the diagonal of ever larger
+// blocks.
+inline void transpose(vfloat (&v)[kLanes]) {
+    vint lane;
+    for (int l = 0; l < kLanes; ++l) {
+        lane[l] = l;
+    }
+#pragma GCC unroll 4
+    for (int step = 1; step < kLanes; step *= 2) {
+        const vint high = (lane & step) != 0;
+        const vint low_from = high ? lane + (kLanes - step) : lane;
+        const vint high_from = high ? lane + kLanes : lane + step;
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+            if (!(i & step)) {
+                const vfloat a = v[i], b = v[i + step];
+                v[i] = __builtin_shuffle(a, b, low_from);
+                v[i + step] = __builtin_shuffle(a, b, high_from);
+            }
         }
     }
-    for (int64_t i = 0; i < dim && count < kPanel; ++i) {
-        for (int64_t j = count; j < kPanel; ++j) {
-            panel[i * kPanel + j] = 0;
+}
+
+// row(j) points to dim values; rows from count on are zeros.
+template <typename Row>
+inline void pack_panel(const Row& row, int64_t count, int64_t dim, float* panel) {
+    vfloat block[kLanes];
+    for (int64_t j = 0; j < kPanel; j += kLanes) {
+        int64_t i = 0;
+        for (; i + kLanes <= dim && j + kLanes <= count; i += kLanes) {
+#pragma GCC unroll 16
+            for (int l = 0; l < kLanes; ++l) {
+                block[l] = load(row(j + l) + i);
+            }
+            transpose(block);
+#pragma GCC unroll 16
+            for (int c = 0; c < kLanes; ++c) {
+                store(panel + (i + c) * kPanel + j, block[c]);
+            }
+        }
+        for (; i < dim; ++i) {
+            for (int64_t l = j; l < j + kLanes; ++l) {
+                panel[i * kPanel + l] = l < count ? to_float(row(l)[i]) : 0;
+            }
         }
     }
 }

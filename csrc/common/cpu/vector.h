@@ -8,6 +8,9 @@
 #endif
 
 #include "common/bfloat16.h"
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 namespace pylum {
 namespace {
@@ -32,7 +35,7 @@ typedef uint16_t vhalf_unaligned
 
 constexpr float kInfinity = __builtin_inff();
 
-inline vfloat broadcast(float x) { return vfloat{} + x; }
+inline vfloat broadcast(float x) { return x - vfloat{}; }
 inline vint broadcast(int32_t x) { return vint{} + x; }
 
 inline vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
@@ -75,6 +78,24 @@ inline float max(vfloat x) {
         }
     }
     return lanes[0];
+}
+
+// Bit l is set where x[l] >= y[l]; never where one of them is NaN.
+inline uint32_t lanes_at_least(vfloat x, vfloat y) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(x >= y)));
+#elif defined(__SSE2__)
+    return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(x >= y)));
+#else
+    const vint at_least = x >= y;
+    uint32_t bits = 0;
+    for (int l = 0; l < kLanes; ++l) {
+        bits |= (at_least[l] & 1u) << l;
+    }
+    return bits;
+#endif
 }
 
 // e^x within 2 units in the last place; exactly 0 below -87.3, infinity above 88; NaN stays NaN.

@@ -63,7 +63,8 @@ struct Shared {
                 copy_scaled(rows + to * at.width, 1.0f, pointers[j], p.dim, at.width);
             }
         }
-        pack_panel(pointers, count, p.dim, packed + panel * p.dim * kPanel);
+        pack_panel([&](int64_t j) { return pointers[j]; }, count, p.dim,
+                   packed + panel * p.dim * kPanel);
     }
 
     // Logits of a tile of rows and the running maximum of each row, lane by lane.
@@ -72,7 +73,7 @@ struct Shared {
                 vfloat* largest) const {
         const float* b = packed + panel * p.dim * kPanel;
         for (int64_t j = 0; j < kPanel; j += kTileColumns) {
-            Tile<kTileVectors> tile;
+            Tile<kTileRows, kTileVectors> tile;
             tile.clear();
             tile.multiply(x, at.width, 1, b + j, kPanel, p.dim);
             const int64_t to = panel * kPanel + j;
