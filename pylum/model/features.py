@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from pylum import ops
 from pylum.data.schema import Field
 from pylum.ragged import Ragged
 
@@ -86,12 +87,8 @@ class Features(nn.Module):
             return nn.functional.embedding(column, table)
         if f.kind == "categories":
             assert isinstance(column, Ragged)
-            return nn.functional.embedding_bag(
-                column.values,
-                self.tables[f.name],
-                column.offsets,
-                mode="mean",
-                include_last_offset=True,
+            return ops.embedding_bag(
+                [self.tables[f.name]], [column.values], [column.offsets], mode="mean"
             )
         missing = self.missing[f.name]
         if column is None:

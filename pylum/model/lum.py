@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,31 @@ class LUM(nn.Module):
             ``[T, width]`` or ``[R, width]`` hidden states.
         """
         return self.user_encoder.run(x, offsets, positions, mask, rows)
+
+    def run_cached(
+        self,
+        x: torch.Tensor,
+        offsets: torch.Tensor,
+        positions: torch.Tensor,
+        prefixes: Sequence[ops.PagedPrefix],
+        mask: ops.Mask | None = None,
+    ) -> torch.Tensor:
+        """The pass of :meth:`run` over tokens whose earlier history lies in pages. Inference only.
+
+        New history rows are appended to the pages; targets are not.
+
+        Args:
+            x: ``[T, width]`` tokens; of each sequence its new history tokens, then its targets.
+            offsets: ``[B + 1]`` int64, in tokens.
+            positions: ``[T]`` int64 in ``[0, max_length]``, in behaviours.
+            prefixes: one per layer, sharing ``table`` and ``lengths``. Lengths count the new
+                history rows already, and the table has pages for them.
+            mask: how many targets each sequence has and what they see; None: no targets.
+
+        Returns:
+            ``[T, width]`` hidden states, of the new history rows too.
+        """
+        return self.user_encoder.run_cached(x, offsets, positions, prefixes, mask)
 
     def answers(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[*, D]`` unit vectors of hidden states ``[*, width]`` of condition tokens."""

@@ -7,13 +7,15 @@ other, ``[T, width]``, with no padding anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from pylum import ops
 from pylum.model.config import LUMConfig
+from pylum.ragged import lengths_to_offsets
 
 NORM_EPS = 1e-6
 
@@ -99,6 +101,46 @@ class UserEncoder(nn.Module):
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(x, attend, rows if i == last else None)
+        return _norm(x, self.norm)
+
+    def run_cached(
+        self,
+        x: torch.Tensor,
+        offsets: torch.Tensor,
+        positions: torch.Tensor,
+        prefixes: Sequence[ops.PagedPrefix],
+        mask: ops.Mask | None = None,
+    ) -> torch.Tensor:
+        """New rows on cached prefixes; arguments as for :meth:`pylum.LUM.run_cached`."""
+        if len(prefixes) != len(self.blocks):
+            raise ValueError(
+                f"prefixes must be one per layer = {len(self.blocks)}, got {len(prefixes)}"
+            )
+        lengths = offsets.diff()
+        targets = torch.zeros_like(lengths)
+        if mask is not None and mask.num_targets is not None:
+            targets = torch.as_tensor(mask.num_targets)
+        new = lengths - targets
+        end = (offsets[:-1] + new).repeat_interleave(lengths)
+        is_new = torch.arange(len(x), device=x.device) < end
+        # Appending alone and asking alone are the common calls: no row is moved for them.
+        new_rows = slice(None) if not bool(targets.any()) else is_new.nonzero()[:, 0]
+        target_rows = slice(None) if not bool(new.any()) else (~is_new).nonzero()[:, 0]
+        new_offsets = lengths_to_offsets(new)
+        starts = prefixes[0].lengths - new
+        cos, sin = self.cos[positions, None], self.sin[positions, None]
+
+        def attend(
+            prefix: ops.PagedPrefix, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        ) -> torch.Tensor:
+            k = _rotate(k, cos, sin)
+            if new_offsets[-1] > 0:
+                ops.append_pages(prefix, k[new_rows], v[new_rows], new_offsets, starts=starts)
+            k, v = k[target_rows], v[target_rows]
+            return ops.prefix_attention(_rotate(q, cos, sin), k, v, offsets, prefix, mask)
+
+        for block, prefix in zip(self.blocks, prefixes, strict=True):
+            x = block(x, partial(attend, prefix))
         return _norm(x, self.norm)
 
 

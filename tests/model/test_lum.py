@@ -177,6 +177,60 @@ def test_rows_are_those_of_the_whole_pass():
     assert close(model.run(x, events.offsets * 2, where, rows=rows), whole[rows])
 
 
+def test_cached_equals_whole_pass():
+    model = make_model()
+    events = make_events([20, 7, 33])
+    lengths = 2 * events.lengths
+    x, where = model.history_tokens(events), positions(events.offsets)
+    conditions = make_events([6], seed=5).conditions
+    queries = model.query_tokens(conditions)
+    num_targets = torch.tensor([1, 2, 3])
+    owner = num_targets.cumsum(0) - num_targets
+
+    # The whole pass: history and targets of each user in one sequence.
+    parts, places, kept, offsets = [], [], [], [0]
+    for b in range(3):
+        rows = slice(int(2 * events.offsets[b]), int(2 * events.offsets[b + 1]))
+        asked = slice(int(owner[b]), int(owner[b] + num_targets[b]))
+        parts += [x[rows], queries[asked]]
+        places += [where[rows], events.lengths[b].expand(int(num_targets[b]))]
+        offsets.append(offsets[-1] + int(lengths[b] + num_targets[b]))
+        kept += range(offsets[-1] - int(num_targets[b]), offsets[-1])
+    mask = ops.Mask(num_targets=num_targets)
+    whole = model.run(torch.cat(parts), torch.tensor(offsets), torch.cat(places), mask)
+    expected = model.answers(whole[kept])
+
+    with torch.inference_mode():
+        pools = [ops.pages_like(torch.empty(1, 2, 8), torch.empty(1, 2, 8), 6) for _ in range(2)]
+        table = torch.tensor([[4, 0], [2, 0], [1, 5]])
+
+        def prefixes(held):
+            return [ops.PagedPrefix(k, v, table, held) for k, v in pools]
+
+        # History arrives in two parts, the second together with the targets.
+        early = torch.tensor([10, 14, 0])
+        first = torch.cat([x[a : a + n] for a, n in zip((0, 40, 54), early.tolist(), strict=True)])
+        at = torch.cat([where[a : a + n] for a, n in zip((0, 40, 54), early.tolist(), strict=True)])
+        model.run_cached(first, torch.tensor([0, 10, 24, 24]), at, prefixes(early))
+        parts, places, offsets, kept = [], [], [0], []
+        for b, a in enumerate((0, 40, 54)):
+            rows = slice(a + int(early[b]), a + int(lengths[b]))
+            asked = slice(int(owner[b]), int(owner[b] + num_targets[b]))
+            parts += [x[rows], queries[asked]]
+            places += [where[rows], events.lengths[b].expand(int(num_targets[b]))]
+            offsets.append(offsets[-1] + len(parts[-2]) + len(parts[-1]))
+            kept += range(offsets[-1] - int(num_targets[b]), offsets[-1])
+        run = (torch.cat(parts), torch.tensor(offsets), torch.cat(places))
+        both = model.answers(model.run_cached(*run, prefixes(lengths), mask)[kept])
+        assert close(both, expected)
+        # Targets alone, twice: asking writes nothing.
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), num_targets.cumsum(0)])
+        where = events.lengths.repeat_interleave(num_targets)
+        for _ in range(2):
+            alone = model.run_cached(queries, offsets, where, prefixes(lengths), mask)
+            assert close(model.answers(alone), expected)
+
+
 def test_a_missing_field_is_any():
     model = make_model()
     spelled = {
