@@ -233,7 +233,11 @@ class LUM(nn.Module):
                 "id_column": self.items.id_column,
                 "title_column": self.items.title_column,
             },
-            "record": {"cut": self.record.cut, "data": self.record.data},
+            "record": {
+                "cut": self.record.cut,
+                "data": self.record.data,
+                "repeat_share": self.record.repeat_share,
+            },
             "fingerprint": self.fingerprint(),
         }
         events = torch.from_numpy(self.record.events.view(np.int64))
@@ -263,7 +267,7 @@ class LUM(nn.Module):
         with torch.random.fork_rng(devices=[]):
             model = cls(LUMConfig.from_json(about["config"]), schema, vocabs, items)
         model.load_state_dict(tensors)
-        model.record = TrainingRecord(about["record"]["cut"], events, about["record"]["data"])
+        model.record = TrainingRecord(events=events, **about["record"])
         return model.to(device).eval()
 
 

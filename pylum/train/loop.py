@@ -134,7 +134,9 @@ def pretrain(
             run.go(reporter, checkpoint, checkpoint_seconds)
     targets = train.events.targets
     times = train.events.times if targets is None else train.events.times[targets]
-    record = TrainingRecord(int(times.max()), train.event_hashes(), train.fingerprint)
+    record = TrainingRecord(
+        int(times.max()), train.event_hashes(), train.fingerprint, train.repeat_share
+    )
     model.record = record if init is None else init.record.joined(record)
     return model.eval()
 

@@ -1,0 +1,34 @@
+"""The vectors of all items of a model, computed once for each state of its weights."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+
+from pylum.model import LUM
+
+CHUNK_ITEMS = 1 << 16
+_known: weakref.WeakKeyDictionary[LUM, tuple[Any, torch.Tensor]] = weakref.WeakKeyDictionary()
+
+
+def catalogue(model: LUM) -> torch.Tensor:
+    """``[items, D]`` unit vectors, row 0 being the unknown item.
+
+    Kept until a weight or feature of the items changes.
+    """
+    modules = [model.item_encoder, model.output_encoder, model.item_answer]
+    version = tuple(
+        (tensor.data_ptr(), tensor._version)
+        for module in modules
+        if module is not None
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+    known = _known.get(model)
+    if known is None or known[0] != version:
+        rows = torch.arange(len(model.vocabs.items))
+        with torch.inference_mode():
+            parts = [model.item_vectors(part) for part in rows.split(CHUNK_ITEMS)]
+        known = _known[model] = (version, torch.cat(parts))
+    return known[1]

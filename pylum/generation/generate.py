@@ -1,0 +1,245 @@
+"""Ask a model what users want under conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pylum.conditions import Conditions, normalise
+from pylum.data.events import Events
+from pylum.data.histories import Histories, OnUnknown
+from pylum.data.interactions import Interactions
+from pylum.generation.catalogue import catalogue
+from pylum.generation.inputs import coded_histories, question_times
+from pylum.generation.limits import limits, select, translate
+from pylum.generation.packing import Questions, answer, asking, window_starts, windows
+from pylum.generation.result import Generation, concatenate
+from pylum.model import LUM
+
+if TYPE_CHECKING:
+    from pylum.cache import UserCache
+
+BATCH_TOKENS = 65536
+
+
+def generate(
+    model: LUM,
+    histories: Histories | Interactions | Mapping[Any, Any] | list[Any],
+    conditions: Any = None,
+    *,
+    k: int = 10,
+    candidates: Any = None,
+    exclude: Any = "auto",
+    query_time: Any = None,
+    cache: UserCache | None = None,
+    on_unknown: OnUnknown = "oov",
+    batch_tokens: int = BATCH_TOKENS,
+) -> Generation:
+    """What each user wants under each condition (section 3.2 of arXiv 2502.08309: group query).
+
+    All conditions of a user are asked in one pass over the history, each at the same position
+    after it and blind to the others: asking many is asking each alone, in any order.
+
+    Args:
+        model: a trained model.
+        histories: ``B`` users: :class:`~pylum.Histories`, all users of
+            :class:`~pylum.Interactions`, or ``{user: [{"item": ..., "time": seconds,
+            "<field>": ...}, ...]}``. Any user id will do, there is no table of users; a history
+            may be empty. With ``cache``, also a list of users whose histories it holds.
+        conditions: ``Q`` in all. None: ``[ANY]``; a flat list for everyone; a list of lists or
+            :class:`~pylum.Ragged` by user; a dict or DataFrame of fields
+            (:func:`pylum.conditions.normalise`).
+        k: number of items for each question; 0: embeddings only.
+        candidates: None: the whole catalogue; ``[C]`` raw ids for everyone; a list of lists or
+            Ragged of ``B`` or ``Q`` rows. Ids the model does not know are left out and counted.
+        exclude: items not to answer: ``"history"``, all that was passed, also beyond the model's
+            window; ``"none"``; a list of lists or Ragged of ``B`` or ``Q`` rows of raw ids; or
+            ``"auto"``: ``"history"``, unless more than 5 % of the events the model was trained on
+            repeat an item of their user.
+        query_time: when it is asked, for models that read the clock: seconds or a datetime, one
+            for all, or ``B`` or ``Q`` of them. None: unknown.
+        cache: reuse and keep the keys and values of histories.
+        on_unknown: events with an item the model does not know: ``"oov"`` reads it as the unknown
+            item, ``"drop"`` leaves the event out, ``"raise"`` is an error.
+        batch_tokens: tokens of one pass; a pass holds whole users.
+
+    Returns:
+        Answers in the order of users and, in each, of conditions. Where fewer than ``k`` items are
+        left: None, row -1, score -inf. Equal scores go to the lower row.
+
+    Raises:
+        ValueError, TypeError: an argument is not as above; the message names it.
+    """
+    request = _Request(
+        model,
+        histories,
+        conditions,
+        k=k,
+        candidates=candidates,
+        exclude=exclude,
+        query_time=query_time,
+        cache=cache,
+        on_unknown=on_unknown,
+        batch_tokens=batch_tokens,
+    )
+    return concatenate([request.batch(*span) for span in request.spans()])
+
+
+def generate_batches(
+    model: LUM, histories: Any, conditions: Any = None, **options: Any
+) -> Iterator[Generation]:
+    """As :func:`generate`, a :class:`Generation` for each batch of users as it is ready.
+
+    Arguments are checked at the call, not at the first batch.
+    """
+    unknown = set(options) - (generate.__kwdefaults__ or {}).keys()
+    if unknown:
+        raise TypeError(f"generate_batches has no argument {sorted(unknown)[0]!r}")
+    request = _Request(
+        model, histories, conditions, **{**(generate.__kwdefaults__ or {}), **options}
+    )
+    return (request.batch(*span) for span in request.spans())
+
+
+class _Request:
+    """Checked and coded arguments of :func:`generate`."""
+
+    def __init__(
+        self,
+        model: LUM,
+        histories: Any,
+        conditions: Any,
+        *,
+        k: int,
+        candidates: Any,
+        exclude: Any,
+        query_time: Any,
+        cache: UserCache | None,
+        on_unknown: OnUnknown,
+        batch_tokens: int,
+    ) -> None:
+        if not isinstance(model, LUM):
+            raise TypeError(f"model must be a pylum.LUM, got {type(model).__name__}")
+        for name, value, least in (("k", k, 0), ("batch_tokens", batch_tokens, 1)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.model, self.k, self.cache = model, int(k), cache
+        self.users, self.events, self.unknown = coded_histories(model, histories, cache, on_unknown)
+        self.conditions = normalise(
+            conditions, len(self.users), model.schema.conditions, model.vocabs.conditions
+        )
+        self.offsets = self.conditions.offsets
+        self.times = question_times(query_time, self.offsets)
+        self.limits = limits(
+            candidates,
+            exclude,
+            self.events,
+            model.vocabs.items,
+            len(self.conditions),
+            model.record.repeat_share,
+        )
+        self.batch_tokens = int(batch_tokens)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Users of each pass: as many as fit ``batch_tokens``, at least one."""
+        starts = window_starts(self.model.config, self.events.lengths)
+        tokens = 2 * (self.events.lengths - starts) + self.offsets.diff()
+        ends = tokens.cumsum(0)
+        start, users = 0, len(self.users)
+        while True:
+            before = int(ends[start - 1]) if start else 0
+            stop = int(torch.searchsorted(ends, before + self.batch_tokens, right=True))
+            stop = min(max(stop, start + 1), users)
+            yield start, stop
+            if stop >= users:
+                return
+            start = stop
+
+    def batch(self, start: int, stop: int) -> Generation:
+        asked = self.conditions.users(start, stop)
+        whole = self.events.users(torch.arange(start, stop))
+        events = windows(self.model.config, whole)
+        questions = Questions(asked.columns, asked.offsets, None, self._times(start, stop))
+        with asking(self.model):
+            embeddings, computed, reused = self._embed(start, stop, whole, events, questions)
+            rows, scores = self._select(embeddings, start, stop)
+        return Generation(
+            embeddings.float(),
+            self._items(rows),
+            scores,
+            rows,
+            self.users[start:stop],
+            asked.raw,
+            asked.offsets,
+            self._stats(start, stop, asked, computed, reused, whole.total - events.total),
+        )
+
+    def _times(self, start: int, stop: int) -> torch.Tensor | None:
+        if self.times is None:
+            return None
+        return self.times[int(self.offsets[start]) : int(self.offsets[stop])]
+
+    def _embed(
+        self, start: int, stop: int, whole: Events, events: Events, questions: Questions
+    ) -> tuple[torch.Tensor, int, int]:
+        """Answers, tokens computed and tokens reused."""
+        if self.cache is not None:
+            return self.cache.answer(self.model, self.users[start:stop], whole, events, questions)
+        step = max(1, self.batch_tokens - 2 * events.total) if stop == start + 1 else len(questions)
+        parts = []
+        computed = 0
+        for first in range(0, max(1, len(questions)), max(1, step)):
+            last = min(first + step, len(questions))
+            part = questions
+            if (first, last) != (0, len(questions)):
+                part = questions.take(torch.arange(first, last), torch.tensor([0, last - first]))
+            parts.append(answer(self.model, events, part))
+            computed += 2 * events.total + len(part)
+        return torch.cat(parts), computed, 0
+
+    def _select(
+        self, embeddings: torch.Tensor, start: int, stop: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vocabulary rows and scores of the best items."""
+        count, shared = len(embeddings), self.limits.shared
+        if self.k == 0:
+            return torch.empty(count, 0, dtype=torch.int64), torch.empty(count, 0)
+        vectors = catalogue(self.model)
+        vectors = vectors[1:] if shared is None else vectors[shared]
+        limited = [
+            None if rows is None else translate(rows.batch(start, stop, self.offsets), shared)
+            for rows in (self.limits.own, self.limits.excluded)
+        ]
+        scores, rows = select(embeddings, vectors, self.k, *limited)
+        if shared is None:
+            return torch.where(rows >= 0, rows + 1, rows), scores
+        if len(shared):
+            rows = torch.where(rows >= 0, shared[rows.clamp(min=0)], rows)
+        return rows, scores
+
+    def _items(self, rows: torch.Tensor) -> np.ndarray:
+        items = np.empty(rows.numel(), dtype=object)
+        if rows.numel():
+            items[:] = self.model.vocabs.items.values(rows.numpy().reshape(-1))
+        return items.reshape(rows.shape)
+
+    def _stats(
+        self, start: int, stop: int, asked: Conditions, computed: int, reused: int, beyond: int
+    ) -> dict[str, Any]:
+        first = start == 0
+        return {
+            "users": stop - start,
+            "conditions": len(asked),
+            "tokens_computed": computed,
+            "tokens_reused": reused,
+            "behaviours_beyond_window": beyond,
+            "unknown_items": int(self.unknown[start:stop].sum()),
+            "unknown_conditions": asked.unknown if first else 0,
+            "unknown_candidates": self.limits.unknown if first else 0,
+            "exclude": self.limits.rule,
+        }

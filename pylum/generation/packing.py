@@ -1,0 +1,176 @@
+"""One packed pass: histories, then what is asked after each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from pylum import ops
+from pylum.data.events import Events
+from pylum.model import LUM, LUMConfig
+from pylum.ragged import lengths_to_offsets
+
+
+@dataclass(frozen=True)
+class Questions:
+    """``Q`` targets of ``B`` histories, one history's after the other's.
+
+    Args:
+        columns: of every condition field, ``[Q]`` rows or numbers, or ``[Q, dim]``.
+        offsets: ``[B + 1]`` int64.
+        visible: ``[Q]`` int64 behaviours each target sees, non-decreasing in a history; None: all.
+        times: ``[Q]`` int64 seconds, the clock when the question is asked; None: unknown.
+    """
+
+    columns: dict[str, torch.Tensor]
+    offsets: torch.Tensor
+    visible: torch.Tensor | None = None
+    times: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def take(self, index: torch.Tensor, offsets: torch.Tensor) -> Questions:
+        """The targets at ``index``, divided by ``offsets``."""
+        return Questions(
+            {name: column[index] for name, column in self.columns.items()},
+            offsets,
+            None if self.visible is None else self.visible[index],
+            None if self.times is None else self.times[index],
+        )
+
+    def users(self, rows: torch.Tensor) -> tuple[Questions, torch.Tensor]:
+        """The questions to the histories at ``rows``, and where they stand among all."""
+        asked = self.offsets.diff()[rows]
+        index = spread(self.offsets[rows], asked)
+        return self.take(index, lengths_to_offsets(asked)), index
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a packed batch lie.
+
+    Args:
+        offsets: ``[B + 1]`` int64, tokens of each sequence.
+        history: ``[2 N]`` int64, the history tokens in their order.
+        targets: ``[Q]`` int64, the targets in theirs.
+        positions: ``[T]`` int64, in behaviours.
+        mask: of the batch.
+    """
+
+    offsets: torch.Tensor
+    history: torch.Tensor
+    targets: torch.Tensor
+    positions: torch.Tensor
+    mask: ops.Mask
+
+
+def window_starts(config: LUMConfig, lengths: torch.Tensor) -> torch.Tensor:
+    """``LUMConfig.window_start`` of many histories: the first behaviour the model sees."""
+    over = (lengths - config.max_length).clamp(min=0)
+    return -(-over // config.window_step) * config.window_step
+
+
+def windows(config: LUMConfig, events: Events) -> Events:
+    """Each history cut to the behaviours the model sees."""
+    lengths = events.lengths
+    starts = window_starts(config, lengths)
+    if not bool(starts.any()):
+        return events
+    kept = lengths - starts
+    offsets = lengths_to_offsets(kept)
+    return events.take(spread(events.offsets[:-1] + starts, kept), offsets)
+
+
+def spread(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """``[sum of lengths]`` int64: ``start, start + 1, ...`` of each pair in turn."""
+    offsets = lengths_to_offsets(lengths)
+    return torch.arange(int(offsets[-1])) + (starts - offsets[:-1]).repeat_interleave(lengths)
+
+
+def layout(
+    behaviours: torch.Tensor, questions: Questions, reused: torch.Tensor | None = None
+) -> Layout:
+    """Histories of ``behaviours [B]``, each followed by its targets.
+
+    Args:
+        reused: ``[B]`` int64 leading behaviours of each that are cached and not in the batch.
+    """
+    first = torch.zeros_like(behaviours) if reused is None else reused
+    tokens = 2 * (behaviours - first)
+    asked = questions.offsets.diff()
+    offsets = lengths_to_offsets(tokens + asked)
+    history = spread(offsets[:-1], tokens)
+    targets = spread(offsets[:-1] + tokens, asked)
+    seen = questions.visible
+    if seen is None:
+        seen = behaviours.repeat_interleave(asked)
+    positions = torch.empty(int(offsets[-1]), dtype=torch.int64)
+    positions[history] = spread(2 * first, tokens) // 2
+    positions[targets] = seen
+    visible = None if questions.visible is None else 2 * questions.visible
+    return Layout(
+        offsets, history, targets, positions, ops.Mask(num_targets=asked, visible=visible)
+    )
+
+
+def gaps(events: Events, questions: Questions) -> torch.Tensor | None:
+    """``[Q]`` int64 seconds from the last visible behaviour to the question; -1: none is visible.
+
+    Raises:
+        ValueError: a question is asked before a behaviour that it sees.
+    """
+    if questions.times is None:
+        return None
+    asked = questions.offsets.diff()
+    seen = questions.visible
+    if seen is None:
+        seen = events.lengths.repeat_interleave(asked)
+    if not events.total:
+        return torch.full_like(questions.times, -1)
+    last = events.offsets[:-1].repeat_interleave(asked) + seen - 1
+    passed = questions.times - events.times[last.clamp(min=0)]
+    early = (seen > 0) & (passed < 0)
+    if bool(early.any()):
+        first = int(early.nonzero()[0])
+        raise ValueError(
+            f"query_time must not precede the history, got {int(questions.times[first])} after an "
+            f"event at {int(events.times[last[first]])}"
+        )
+    return passed.masked_fill(seen == 0, -1)
+
+
+def question_tokens(model: LUM, events: Events, questions: Questions) -> torch.Tensor:
+    """``[Q, width]``."""
+    return model.query_tokens(
+        questions.columns, gaps(events, questions), questions.times, count=len(questions)
+    )
+
+
+def answer(model: LUM, events: Events, questions: Questions) -> torch.Tensor:
+    """``[Q, D]`` unit vectors; ``events`` lie within the model's window."""
+    where = layout(events.lengths, questions)
+    x = question_tokens(model, events, questions)
+    history = model.history_tokens(events)
+    tokens = x.new_empty(int(where.offsets[-1]), x.shape[1])
+    tokens[where.history] = history
+    tokens[where.targets] = x
+    hidden = model.run(tokens, where.offsets, where.positions, where.mask, rows=where.targets)
+    return model.answers(hidden)
+
+
+@contextmanager
+def asking(model: LUM) -> Iterator[None]:
+    """No gradients and no dropout; the model is left as it was."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        if training:
+            model.train()
