@@ -1,0 +1,64 @@
+"""Pages of keys and values: one slab per layer, shared by all users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pylum import ops
+from pylum.model import LUM
+
+PAGE = 64  # tokens, as the kernels have it
+
+
+class Pool:
+    """Pages that are free or belong to a user; the slabs never move.
+
+    Args:
+        model: gives layers, heads and dtype.
+        pages: of each layer.
+    """
+
+    def __init__(self, model: LUM, pages: int) -> None:
+        config = model.config
+        self.dtype = next(model.user_encoder.parameters()).dtype
+        like = torch.empty(0, config.kv_heads, config.head_dim, dtype=self.dtype)
+        self.layers = [ops.pages_like(like, like, pages) for _ in range(config.layers)]
+        self.pages = pages
+        # The page freed last is taken first: it is the one most likely in a processor cache.
+        self._free = list(range(pages))[::-1]
+
+    @property
+    def free(self) -> int:
+        """Number of free pages."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """Pages that are the caller's until given back; there must be enough."""
+        split = len(self._free) - count
+        taken, self._free = self._free[split:], self._free[:split]
+        return taken
+
+    def give(self, pages: Sequence[int]) -> None:
+        self._free.extend(pages)
+
+    def prefixes(
+        self, tables: Sequence[Sequence[int]], lengths: torch.Tensor
+    ) -> list[ops.PagedPrefix]:
+        """Each layer's view of a batch.
+
+        Args:
+            tables: pages of each user.
+            lengths: ``[B]`` int64 tokens of each.
+        """
+        width = max((len(pages) for pages in tables), default=0)
+        table = torch.zeros(len(tables), width, dtype=torch.int64)
+        for row, pages in enumerate(tables):
+            table[row, : len(pages)] = torch.tensor(pages, dtype=torch.int64)
+        return [ops.PagedPrefix(k, v, table, lengths) for k, v in self.layers]
+
+
+def pages_for(behaviours: int) -> int:
+    """Pages that hold the two tokens of each behaviour."""
+    return -(-2 * behaviours // PAGE)
