@@ -1,0 +1,204 @@
+"""What a user model knows of users as of moments, apart from the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pylum.data.columns import ANY
+from pylum.data.vocab import Vocab
+from pylum.index import encode_items
+from pylum.knowledge import store
+from pylum.model import LUM
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """Answers to ``N`` conditions at ``R`` moments (section 3.3 of arXiv 2502.08309).
+
+    A ranker reads ``vectors`` as its direct feature and their cosines with ``item_vectors`` as its
+    matching feature; it needs no model. ``fingerprint`` says which model the vectors come from:
+    vectors of different models do not compare.
+
+    Args:
+        vectors: ``[R, N, D]`` float32 or float16, unit length.
+        users: ``R`` raw ids.
+        times: ``[R]`` int64 seconds: only events before ``times - delay`` were seen.
+        seen: ``[R]`` int64 how many those were.
+        conditions: ``N`` values, or dicts by field.
+        items: raw ids.
+        item_vectors: ``[M, D]``, unit length.
+        temperature: divides cosines to make logits, as in training.
+        cut: seconds, the latest event the model was trained on; None: not trained. Knowledge of
+            an earlier row is in-sample.
+        delay: seconds.
+        fingerprint: of the model.
+    """
+
+    vectors: torch.Tensor
+    users: list[Any]
+    times: torch.Tensor
+    seen: torch.Tensor
+    conditions: list[Any]
+    items: list[Any]
+    item_vectors: torch.Tensor
+    temperature: float
+    cut: int | None
+    delay: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Number of moments."""
+        return len(self.vectors)
+
+    def rows(self, users: Sequence[Any], times: Any = None) -> npt.NDArray[np.int64]:
+        """The latest moment of each user that is not after ``times``; -1: none.
+
+        Args:
+            users: raw ids.
+            times: a moment in seconds for each; None: the latest moment of the user.
+        """
+        vocab = Vocab()
+        mine = vocab.grow(self.users, "users") if self.users else np.empty(0, np.int64)
+        asked = vocab.rows(list(users), "users") if len(users) else np.empty(0, np.int64)
+        order = np.lexsort((self.times.numpy(), mine))
+        limit = np.iinfo(np.int64).max if times is None else np.asarray(times, np.int64)
+        moments, owners = self.times.numpy()[order], mine[order]
+        distinct = np.unique(moments)
+        keys = owners * (len(distinct) + 1) + np.searchsorted(distinct, moments)
+        upto = np.searchsorted(distinct, np.broadcast_to(limit, asked.shape), side="right")
+        place = np.searchsorted(keys, asked * (len(distinct) + 1) + upto) - 1
+        found = (place >= 0) & (asked > 0)
+        found[found] = owners[place[found]] == asked[found]
+        out = np.full(len(asked), -1, np.int64)
+        out[found] = order[place[found]]
+        return out
+
+    def item_rows(self, items: Any) -> npt.NDArray[np.int64]:
+        """``[n]`` rows of ``item_vectors``; -1: an item without a vector."""
+        vocab = Vocab()
+        vocab.grow(self.items, "items")
+        return vocab.rows(items, "items") - 1
+
+    def with_items(self, model: LUM, new: Any) -> Knowledge:
+        """With vectors of items the model was not trained on.
+
+        Args:
+            model: the one that made this knowledge.
+            new: a table of ids and features, as for :meth:`pylum.ItemIndex.add`.
+
+        Raises:
+            ValueError: another model, or ``new`` does not fit it.
+        """
+        if model.fingerprint() != self.fingerprint:
+            raise ValueError(
+                f"model must be the one of this knowledge, {self.fingerprint}, "
+                f"got {model.fingerprint()}"
+            )
+        ids, vectors = encode_items(model, new)
+        vocab = Vocab()
+        vocab.grow(self.items, "items")
+        rows = torch.from_numpy(vocab.grow(ids, "new")) - 1
+        grown = self.item_vectors.new_empty(len(vocab) - 1, self.item_vectors.shape[1])
+        grown[: len(self.items)] = self.item_vectors
+        grown[rows] = vectors.to(grown.dtype)
+        return replace(self, items=vocab.ids.to_pylist(), item_vectors=grown)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder that :meth:`load` reads, as ``query(..., out=path)`` writes it.
+
+        Raises:
+            ValueError: ``path`` exists and is no knowledge.
+        """
+        folder = Path(path)
+        request = {"saved": True, "fingerprint": self.fingerprint}
+        store.begin(folder, request, resume=False)
+        flat = self.vectors.flatten(1)
+        table = store.part_table(torch.arange(len(self)), self.users, self.times, self.seen, flat)
+        store.write_table(folder / store.part_name(0), table)
+        self.finish(folder, request)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Knowledge:
+        """From a folder of :meth:`save` or ``query(..., out=path)``.
+
+        Raises:
+            FileNotFoundError: there is no knowledge at ``path``.
+            ValueError: it is not complete.
+        """
+        folder = Path(path)
+        if not (folder / store.MANIFEST).is_file():
+            raise FileNotFoundError(f"path must be a folder with {store.MANIFEST}, got {path}")
+        about = json.loads((folder / store.MANIFEST).read_text())
+        if not about["complete"]:
+            raise ValueError(f"{path} is not complete: run its query again to finish it")
+        return cls.read(folder, about)
+
+    @classmethod
+    def read(cls, folder: Path, about: dict[str, Any]) -> Knowledge:
+        """The finished parts of a folder and its items."""
+        names = [store.part_name(number) for number in range(about["parts"])]
+        table = pa.concat_tables([pq.read_table(folder / name) for name in names])
+        order = np.argsort(table["row"].to_numpy())
+        table = table.take(pa.array(order))
+        items = pq.read_table(folder / store.ITEMS)
+        conditions = [_from_json(value) for value in about["conditions"]]
+        vectors = torch.from_numpy(store.vectors_of(table["vectors"]).copy())
+        return cls(
+            vectors.unflatten(1, (len(conditions), about["dim"])),
+            table["user"].to_pylist(),
+            torch.from_numpy(table["time"].to_numpy().copy()),
+            torch.from_numpy(table["seen"].to_numpy().copy()),
+            conditions,
+            items["item"].to_pylist(),
+            torch.from_numpy(store.vectors_of(items["vector"]).copy()),
+            about["temperature"],
+            about["cut"],
+            about["delay"],
+            about["fingerprint"],
+        )
+
+    def finish(self, folder: Path, request: dict[str, Any], parts: int = 1) -> None:
+        """Add the items to a folder of parts, and say that it is complete."""
+        ids = pa.array(self.items) if self.items else pa.array([], pa.int64())
+        store.write_table(folder / store.ITEMS, store.item_table(ids, self.item_vectors))
+        store.write_json(folder / store.MANIFEST, self.about(request, parts))
+
+    def about(self, request: dict[str, Any], parts: int) -> dict[str, Any]:
+        """The manifest of a complete folder."""
+        return {
+            "request": request,
+            "complete": True,
+            "parts": parts,
+            "dim": self.item_vectors.shape[1],
+            "conditions": [_to_json(value) for value in self.conditions],
+            "temperature": self.temperature,
+            "cut": self.cut,
+            "delay": self.delay,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def _to_json(value: Any) -> Any:
+    """A condition as JSON; ANY is null."""
+    if isinstance(value, dict):
+        return {name: _to_json(v) for name, v in value.items()}
+    if value is ANY or value is None:
+        return None
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _from_json(v) for name, v in value.items()}
+    return ANY if value is None else value
