@@ -1,8 +1,13 @@
 """pylum: the Large User Model (arXiv 2502.08309) on hand-written kernels."""
 
 from pylum import ops, reference
+from pylum.cache import UserCache
 from pylum.config_report import show_config
-from pylum.data import ANY, Interactions, Vocab
+from pylum.data import ANY, Histories, Interactions, Vocab
+from pylum.evaluate import evaluate
+from pylum.generation import Generation, generate, generate_batches
+from pylum.index import ItemIndex
+from pylum.knowledge import Knowledge, query
 from pylum.model import LUM, LUMConfig
 from pylum.ragged import Ragged
 from pylum.train import pretrain
@@ -11,12 +16,21 @@ __version__ = "0.1.0"
 __all__ = [
     "ANY",
     "LUM",
+    "Generation",
+    "Histories",
     "Interactions",
+    "ItemIndex",
+    "Knowledge",
     "LUMConfig",
     "Ragged",
+    "UserCache",
     "Vocab",
+    "evaluate",
+    "generate",
+    "generate_batches",
     "ops",
     "pretrain",
+    "query",
     "reference",
     "show_config",
 ]
