@@ -1,6 +1,6 @@
-// One task per table and 32 bags. Reads every row of every bag once; bound by the latency of random
-// rows, so a row is prefetched kAhead lookups early, across the bags of the task.
-#include "common/bfloat16.h"
+// One task per table and 128 bags. Reads every row of every bag once; bound by the latency of
+// random rows, so a row is prefetched kAhead lookups early, across the bags of the task.
+#include "common/cpu/vector.h"
 #include "common/parallel.h"
 #include "common/prefetch.h"
 #include "embedding_bag/embedding_bag.h"
@@ -8,9 +8,8 @@
 namespace pylum::embedding_bag::PYLUM_ISA {
 namespace {
 
-constexpr int64_t kBags = 32;        // bags of a task
-constexpr int64_t kAhead = 16;       // lookups
-constexpr int64_t kColumns = 64;     // floats held while the rows of a bag stream by
+constexpr int64_t kBags = 128;       // bags of a task
+constexpr int64_t kAhead = 32;       // lookups
 constexpr int64_t kSerial = 32'768;  // elements read below which a team of threads costs more
 
 inline bool in_range(const Table& t, int64_t row) {
@@ -25,42 +24,77 @@ template <typename T>
     }
 }
 
-template <typename T>
-inline void add(const T* __restrict x, int64_t n, float* __restrict sums) {
-    if (n == kColumns) {
-        for (int64_t d = 0; d < kColumns; ++d) {
-            sums[d] += to_float(x[d]);
-        }
-    } else {
-        for (int64_t d = 0; d < n; ++d) {
-            sums[d] += to_float(x[d]);
-        }
+template <int kCount>
+inline void put(const vfloat* x, float* out) {
+    for (int v = 0; v < kCount; ++v) {
+        store(out + v * kLanes, x[v]);
     }
 }
 
-// False where an index of the bag is out of range.
-template <typename T, typename Out>
-bool bag(const Table& t, bool mean, int64_t begin, int64_t end, int64_t last, Out* out) {
-    const float divisor = mean && end > begin ? static_cast<float>(end - begin) : 1.0f;
-    for (int64_t from = 0; from == 0 || from < t.dim; from += kColumns) {
-        const int64_t left = t.dim - from;
-        const int64_t count = left < kColumns ? left : kColumns;
-        float sums[kColumns] = {};
-        for (int64_t at = begin; at < end; ++at) {
-            if (from == 0 && at + kAhead < last) {
-                prefetch_row<T>(t, at + kAhead);
-            }
-            const int64_t row = t.indices[at * t.indices_stride];
-            if (!in_range(t, row)) {
-                return false;
-            }
-            add(static_cast<const T*>(t.data) + row * t.stride + from, count, sums);
+template <int kCount>
+inline void put(const vfloat* x, bfloat16* out) {
+    float lanes[kCount * kLanes];
+    put<kCount>(x, lanes);
+    for (int d = 0; d < kCount * kLanes; ++d) {
+        from_float(lanes[d], out + d);
+    }
+}
+
+struct Bag {
+    int64_t begin, end;
+    int64_t last;   // end of the task's lookups: what may be prefetched
+    float divisor;  // its size for the mean, else 1
+};
+
+// Columns [from, from + kCount * kLanes) of a bag, or the last `tail` ones with kCount 0. False
+// where an index is out of range.
+template <int kCount, typename T, typename Out>
+inline bool columns(const Table& t, const Bag& bag, int64_t from, int tail, Out* out) {
+    constexpr int kVectors = kCount ? kCount : 1;
+    vfloat sums[kVectors] = {};
+    for (int64_t at = bag.begin; at < bag.end; ++at) {
+        if (from == 0 && at + kAhead < bag.last) {
+            prefetch_row<T>(t, at + kAhead);
         }
-        for (int64_t d = 0; d < count; ++d) {
-            from_float(sums[d] / divisor, out + from + d);
+        const int64_t row = t.indices[at * t.indices_stride];
+        if (!in_range(t, row)) {
+            return false;
+        }
+        const T* x = static_cast<const T*>(t.data) + row * t.stride + from;
+        for (int v = 0; v < kVectors; ++v) {
+            sums[v] += kCount ? load(x + v * kLanes) : load_first(x, tail);
         }
     }
+    for (int v = 0; v < kVectors; ++v) {
+        sums[v] /= broadcast(bag.divisor);
+    }
+    if (kCount) {
+        put<kVectors>(sums, out + from);
+    } else {
+        Out lanes[kLanes];
+        put<kVectors>(sums, lanes);
+        memcpy(out + from, lanes, tail * sizeof(Out));
+    }
     return true;
+}
+
+template <typename T, typename Out>
+bool sum_bag(const Table& t, const Bag& bag, Out* out) {
+    constexpr int kMost = 4;
+    int64_t from = 0;
+    for (; from + kMost * kLanes <= t.dim; from += kMost * kLanes) {
+        if (!columns<kMost, T>(t, bag, from, 0, out)) {
+            return false;
+        }
+    }
+    for (; from + kLanes <= t.dim; from += kLanes) {
+        if (!columns<1, T>(t, bag, from, 0, out)) {
+            return false;
+        }
+    }
+    // Also where dim is 0, so that the indices are looked at.
+    return (from == t.dim && from) ||
+           columns<0, T>(t, bag, from, static_cast<int>(t.dim - from), out);
 }
 
 template <typename Out>
@@ -78,10 +112,13 @@ bool run(const Params& p) {
         const int64_t end = begin + kBags < p.batch ? begin + kBags : p.batch;
         for (int64_t b = begin; b < end; ++b) {
             Out* out = static_cast<Out*>(p.out) + b * p.width + t.column;
-            const int64_t from = t.offsets[b], to = t.offsets[b + 1], last = t.offsets[end];
-            const bool good = t.dtype == DType::kFloat32
-                                  ? bag<float>(t, p.mean, from, to, last, out)
-                                  : bag<bfloat16>(t, p.mean, from, to, last, out);
+            const int64_t size = t.offsets[b + 1] - t.offsets[b];
+            const Bag bag{.begin = t.offsets[b],
+                          .end = t.offsets[b + 1],
+                          .last = t.offsets[end],
+                          .divisor = p.mean && size ? static_cast<float>(size) : 1.0f};
+            const bool good = t.dtype == DType::kFloat32 ? sum_bag<float>(t, bag, out)
+                                                         : sum_bag<bfloat16>(t, bag, out);
             if (!good) {
                 __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
             }

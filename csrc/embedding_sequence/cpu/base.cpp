@@ -1,4 +1,4 @@
-// One task per 64 tokens. Reads each row and writes each output element once; bound by the latency
+// One task per 512 tokens. Reads each row and writes each output element once; bound by the latency
 // of random rows, so the rows of a token are prefetched kAhead tokens early.
 #include "common/bfloat16.h"
 #include "common/parallel.h"
@@ -8,8 +8,8 @@
 namespace pylum::embedding_sequence::PYLUM_ISA {
 namespace {
 
-constexpr int64_t kBlock = 64;       // tokens of a task
-constexpr int64_t kAhead = 16;       // tokens
+constexpr int64_t kBlock = 512;      // tokens of a task
+constexpr int64_t kAhead = 32;       // tokens
 constexpr int64_t kColumns = 64;     // floats held between load and store
 constexpr int64_t kSerial = 32'768;  // elements below which a team of threads costs more
 
@@ -70,14 +70,51 @@ inline void put(const float* __restrict sums, int64_t n, T* __restrict out) {
 }
 
 template <typename T>
-void token(const Params& p, int64_t n, T* out) {
-    const int64_t groups = p.sum ? 1 : p.num_tables;
-    const int64_t members = p.sum ? p.num_tables : 1;
-    for (int64_t g = 0; g < groups; ++g) {
-        const Table* tables = p.tables + g * members;
-        if (members == 1 && !p.position && element_size(tables->dtype) == sizeof(T)) {
-            memcpy(out + tables->column, row_data(*tables, row_of(*tables, n)),
-                   tables->dim * sizeof(T));
+inline void copy_row(const T* x, int64_t dim, T* out) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    int64_t d = 0;
+    for (; d + kLine <= dim; d += kLine) {
+        memcpy(out + d, x + d, 64);
+    }
+    if (d < dim) {
+        memcpy(out + d, x + d, (dim - d) * sizeof(T));
+    }
+}
+
+// Tokens [begin, end) of one table of the output's dtype. False where an index is out of range.
+template <typename T>
+bool copy_rows(const Table& table, int64_t begin, int64_t end, T* out, int64_t width) {
+    const Table t = table;
+    bool good = true;
+    for (int64_t n = begin; n < end; ++n) {
+        if (n + kAhead < end) {
+            prefetch_row(t, n + kAhead);
+        }
+        const int64_t row = row_of(t, n);
+        if (in_range(t, row)) {
+            copy_row(static_cast<const T*>(t.data) + row * t.stride, t.dim,
+                     out + n * width + t.column);
+        } else {
+            good = false;
+        }
+    }
+    return good;
+}
+
+// Tokens [begin, end) of `members` tables that are summed. False where an index is out of range.
+template <typename T>
+bool sum_rows(const Params& p, const Table* tables, int64_t members, int64_t begin, int64_t end) {
+    bool good = true;
+    for (int64_t n = begin; n < end; ++n) {
+        bool here = !p.position || in_range(*p.position, row_of(*p.position, n));
+        for (int64_t m = 0; m < members; ++m) {
+            here &= in_range(tables[m], row_of(tables[m], n));
+            if (n + kAhead < end) {
+                prefetch_row(tables[m], n + kAhead);
+            }
+        }
+        if (!here) {
+            good = false;
             continue;
         }
         for (int64_t from = 0; from < tables->dim; from += kColumns) {
@@ -92,29 +129,26 @@ void token(const Params& p, int64_t n, T* out) {
             if (p.position) {
                 take<true>(*p.position, row_of(*p.position, n), column, count, sums);
             }
-            put(sums, count, out + column);
+            put(sums, count, static_cast<T*>(p.out) + n * p.width + column);
         }
     }
+    return good;
 }
 
 template <typename T>
 bool run(const Params& p) {
     bool bad = false;
+    const int64_t groups = p.sum ? 1 : p.num_tables;
+    const int64_t members = p.sum ? p.num_tables : 1;
     const int threads = p.total * p.width < kSerial ? 1 : p.threads;
     parallel_for((p.total + kBlock - 1) / kBlock, threads, [&](int64_t block) {
         const int64_t begin = block * kBlock;
         const int64_t end = begin + kBlock < p.total ? begin + kBlock : p.total;
-        for (int64_t n = begin; n < end; ++n) {
-            bool good = !p.position || in_range(*p.position, row_of(*p.position, n));
-            for (int64_t t = 0; t < p.num_tables; ++t) {
-                good &= in_range(p.tables[t], row_of(p.tables[t], n));
-                if (n + kAhead < end) {
-                    prefetch_row(p.tables[t], n + kAhead);
-                }
-            }
-            if (good) {
-                token(p, n, static_cast<T*>(p.out) + n * p.width);
-            } else {
+        for (int64_t g = 0; g < groups; ++g) {
+            const Table* tables = p.tables + g * members;
+            const bool copy = members == 1 && !p.position && tables->dtype == p.out_dtype;
+            if (!(copy ? copy_rows(*tables, begin, end, static_cast<T*>(p.out), p.width)
+                       : sum_rows<T>(p, tables, members, begin, end))) {
                 __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
             }
         }
