@@ -11,7 +11,7 @@ namespace pylum::row_wise::PYLUM_ISA {
 namespace {
 
 constexpr int64_t kRows = 32;        // rows of a task
-constexpr int64_t kAhead = 8;        // lookups and rows prefetched early
+constexpr int64_t kAhead = 16;       // lookups and rows prefetched early
 constexpr int kLanes = 16;           // partial sums of a square
 constexpr int64_t kSerial = 32'768;  // elements below which a team of threads costs more
 
