@@ -34,6 +34,9 @@ struct Tensor {
     }
     // Every index of every dimension is where a contiguous tensor would have it.
     bool contiguous() const {
+        if (numel() == 0) {
+            return true;
+        }
         int64_t expected = 1;
         for (int i = dims - 1; i >= 0; --i) {
             if (sizes[i] != 1 && strides[i] != expected) {

@@ -109,19 +109,32 @@ def _cpu(
 ):
     losses = queries.new_empty(queries.shape[:1], dtype=torch.float32)
     scales = torch.empty_like(losses)
-    _C.sampled_softmax_scales(weights, reduction == "mean", scales)
-    inputs = (queries, items, targets, negatives, item_ids, log_q, temperature, scales)
-    d_queries, d_items = _forward(inputs, losses, queries_grad, items_grad)
+    inputs = _dense(queries, items, targets, negatives, item_ids, log_q, temperature, scales)
+    workspace = _workspace(inputs, queries_grad, items_grad)
+    _C.sampled_softmax_scales(_contiguous(weights), reduction == "mean", scales)
+    d_queries, d_items = _forward(inputs, losses, workspace, queries_grad, items_grad)
     loss = losses if reduction == "none" else losses.new_empty(())
     _C.sampled_softmax_reduce(losses, scales, loss)
     return loss, d_queries, d_items
 
 
-def _forward(inputs, losses, queries_grad, items_grad):
-    queries, items = inputs[:2]
+def _contiguous(tensor):
+    return None if tensor is None else tensor.contiguous()
+
+
+def _dense(queries, items, targets, negatives, item_ids, log_q, temperature, scales):
+    vectors = map(_contiguous, (targets, negatives, item_ids, log_q))
+    return (queries, items, *vectors, temperature, scales)
+
+
+def _workspace(inputs, queries_grad, items_grad):
+    # Shapes, dtypes and devices are checked here, before anything is computed.
     size = _C.sampled_softmax_workspace(*inputs, queries_grad, items_grad, threads())
-    workspace = queries.new_empty(size, dtype=torch.float32)
-    d_queries, d_items = _gradients(queries, items, queries_grad, items_grad)
+    return inputs[0].new_empty(size, dtype=torch.float32)
+
+
+def _forward(inputs, losses, workspace, queries_grad, items_grad):
+    d_queries, d_items = _gradients(*inputs[:2], queries_grad, items_grad)
     _C.sampled_softmax_forward(
         *inputs,
         losses,
@@ -186,8 +199,8 @@ def _backward_cpu(
     queries, items, targets, negatives, item_ids, log_q, scales, temperature, *wanted
 ):
     scales = scales.float().contiguous()
-    inputs = (queries, items, targets, negatives, item_ids, log_q, temperature, scales)
-    return _forward(inputs, torch.empty_like(scales), *wanted)
+    inputs = _dense(queries, items, targets, negatives, item_ids, log_q, temperature, scales)
+    return _forward(inputs, torch.empty_like(scales), _workspace(inputs, *wanted), *wanted)
 
 
 def _backward_fake(
