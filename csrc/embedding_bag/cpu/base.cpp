@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kBags = 128;       // bags of a task
 constexpr int64_t kAhead = 32;       // lookups
+constexpr int64_t kNear = 1 << 19;   // bytes of a table that stays in the cache
 constexpr int64_t kSerial = 32'768;  // elements read below which a team of threads costs more
 
 inline bool in_range(const Table& t, int64_t row) {
@@ -42,7 +43,7 @@ inline void put(const vfloat* x, bfloat16* out) {
 
 struct Bag {
     int64_t begin, end;
-    int64_t last;   // end of the task's lookups: what may be prefetched
+    int64_t last;   // end of the lookups worth prefetching
     float divisor;  // its size for the mean, else 1
 };
 
@@ -108,15 +109,17 @@ bool run(const Params& p) {
     const int threads = elements < kSerial ? 1 : p.threads;
     parallel_for(p.num_tables * blocks, threads, [&](int64_t task) {
         const Table& t = p.tables[task / blocks];
+        const int64_t size = t.rows * t.stride * (t.dtype == DType::kFloat32 ? 4 : 2);
+        const bool near = size <= kNear;
         const int64_t begin = task % blocks * kBags;
         const int64_t end = begin + kBags < p.batch ? begin + kBags : p.batch;
         for (int64_t b = begin; b < end; ++b) {
             Out* out = static_cast<Out*>(p.out) + b * p.width + t.column;
-            const int64_t size = t.offsets[b + 1] - t.offsets[b];
+            const int64_t length = t.offsets[b + 1] - t.offsets[b];
             const Bag bag{.begin = t.offsets[b],
                           .end = t.offsets[b + 1],
-                          .last = t.offsets[end],
-                          .divisor = p.mean && size ? static_cast<float>(size) : 1.0f};
+                          .last = near ? t.offsets[b] : t.offsets[end],
+                          .divisor = p.mean && length ? static_cast<float>(length) : 1.0f};
             const bool good = t.dtype == DType::kFloat32 ? sum_bag<float>(t, bag, out)
                                                          : sum_bag<bfloat16>(t, bag, out);
             if (!good) {
