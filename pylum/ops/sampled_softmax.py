@@ -134,7 +134,8 @@ def _workspace(inputs, queries_grad, items_grad):
 
 
 def _forward(inputs, losses, workspace, queries_grad, items_grad):
-    d_queries, d_items = _gradients(*inputs[:2], queries_grad, items_grad)
+    queries, items, *_ = inputs
+    d_queries, d_items = _gradients(queries, items, queries_grad, items_grad)
     _C.sampled_softmax_forward(
         *inputs,
         losses,
