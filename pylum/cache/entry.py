@@ -20,13 +20,17 @@ class Entry:
         history: everything passed of the user, in the model's rows.
         pages: of the pool.
         digests: of the cached behaviours, a page each.
-        behaviours: how many the pages hold: the first of the history's window.
+        behaviours: how many the pages hold.
+        start: which of the history is the first of them.
+        approximate: whether their keys and values saw behaviours before ``start``.
     """
 
     history: Events
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     behaviours: int = 0
+    start: int = 0
+    approximate: bool = False
 
 
 def single(events: Events, row: int) -> Events:

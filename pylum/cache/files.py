@@ -14,8 +14,6 @@ from pylum.cache.entry import Entry, joined, single
 from pylum.cache.pool import Pool, pages_for
 from pylum.data.events import Events
 from pylum.data.schema import Schema
-from pylum.generation.packing import windows
-from pylum.model import LUMConfig
 from pylum.model.files import read_folder, write_folder
 from pylum.ragged import lengths_to_offsets
 
@@ -44,6 +42,8 @@ def save(
     histories = joined([entry.history for entry in held], schema)
     behaviours = torch.tensor([entry.behaviours for entry in held], dtype=torch.int64)
     tensors = {"offsets": histories.offsets, "behaviours": behaviours}
+    tensors["starts"] = torch.tensor([entry.start for entry in held], dtype=torch.int64)
+    tensors["approximate"] = torch.tensor([entry.approximate for entry in held], dtype=torch.bool)
     tensors |= {"items": histories.items, "times": histories.times}
     tensors |= {f"condition.{name}": c for name, c in histories.conditions.items()}
     tensors |= {f"outcome.{name}": c for name, c in histories.outcomes.items()}
@@ -62,7 +62,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.
 def restore(
     users: Sequence[Hashable],
     tensors: Mapping[str, torch.Tensor],
-    config: LUMConfig,
     schema: Schema,
     pool: Pool,
 ) -> dict[Hashable, Entry]:
@@ -82,9 +81,16 @@ def restore(
     entries: dict[Hashable, Entry] = {}
     for row in range(first, len(users)):
         history = single(histories, row)
-        seen = event_bytes(windows(config, history))[: lengths[row]]
-        pages = pool.take(needs[row])
-        entries[users[row]] = Entry(history, pages, page_digests(seen), lengths[row])
+        start = int(tensors["starts"][row])
+        seen = event_bytes(history)[start : start + lengths[row]]
+        entries[users[row]] = Entry(
+            history,
+            pool.take(needs[row]),
+            page_digests(seen),
+            lengths[row],
+            start,
+            bool(tensors["approximate"][row]),
+        )
     tables = [entry.pages for entry in entries.values()]
     counts = 2 * tensors["behaviours"][first:]
     begin = 2 * int(tensors["behaviours"][:first].sum())

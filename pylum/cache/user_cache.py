@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pylum.cache import files
-from pylum.cache.digest import event_bytes, matching, page_digests
-from pylum.cache.entry import Entry, joined, merged, single
-from pylum.cache.pool import PAGE, Pool, pages_for
+from pylum.cache.directory import Directory, Slot
+from pylum.cache.entry import joined, merged
+from pylum.cache.pool import PAGE, Pool
 from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
 from pylum.generation.packing import (
@@ -30,16 +28,6 @@ from pylum.model import LUM
 from pylum.ragged import lengths_to_offsets
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """A user of a batch: its row, its entry, the digests to come, and behaviours reused."""
-
-    row: int
-    entry: Entry
-    digests: list[bytes]
-    reused: int
-
-
 class UserCache:
     """Keeps the keys and values of histories, so that only what is new is computed.
 
@@ -50,7 +38,9 @@ class UserCache:
 
     Where a history outgrows the model's window, the window moves (every
     ``LUMConfig.window_step`` behaviours) and the history is computed anew: dropping the oldest
-    pages would not be exact, since the deeper layers of later behaviours saw them.
+    behaviours would not be exact, since the deeper layers of later ones saw them. With
+    ``overflow="sliding"`` they are dropped all the same; answers are then approximate, and
+    ``stats["approximate_users"]`` of a generation counts whose.
 
     Everything is dropped when the weights of the model change. Calls from several threads take
     turns.
@@ -59,34 +49,35 @@ class UserCache:
         model: whose keys and values are kept.
         max_tokens: room, two tokens a behaviour; users asked longest ago leave first.
         page: tokens of a page; the kernels know 64.
+        overflow: ``"rebuild"``, or ``"sliding"`` (approximate).
 
     Raises:
-        ValueError: a size is not as above.
+        ValueError: an argument is not as above.
     """
 
-    def __init__(self, model: LUM, max_tokens: int, page: int = PAGE) -> None:
+    def __init__(
+        self,
+        model: LUM,
+        max_tokens: int,
+        page: int = PAGE,
+        *,
+        overflow: Literal["rebuild", "sliding"] = "rebuild",
+    ) -> None:
         if page != PAGE:
             raise ValueError(f"page must be {PAGE}, got {page}")
         if max_tokens < PAGE:
             raise ValueError(f"max_tokens must be at least one page of {PAGE}, got {max_tokens}")
+        if overflow not in ("rebuild", "sliding"):
+            raise ValueError(f"overflow must be 'rebuild' or 'sliding', got {overflow!r}")
         self.model = model
         self.max_tokens = max_tokens
+        self.overflow: Literal["rebuild", "sliding"] = overflow
         self.fingerprint = model.fingerprint()
         self._pool = Pool(model, max_tokens // PAGE)
-        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self._directory = Directory(model, self._pool, overflow == "sliding")
+        self._entries = self._directory.entries
         self._lock = threading.RLock()
-        self._counts = dict.fromkeys(
-            (
-                "tokens_computed",
-                "tokens_reused",
-                "hits",
-                "misses",
-                "bypassed",
-                "evictions",
-                "resets",
-            ),
-            0,
-        )
+        self._counts = dict.fromkeys(("tokens_computed", "tokens_reused", "resets"), 0)
 
     def __len__(self) -> int:
         """Number of users."""
@@ -100,12 +91,14 @@ class UserCache:
         """Counts since the beginning, and what is held now.
 
         ``hits`` and ``misses`` count users of a call with and without anything reused;
-        ``bypassed`` those that found no room; ``resets`` how often changed weights emptied it.
+        ``bypassed`` those that found no room; ``slides`` counts windows moved by dropping, and
+        ``resets`` how often changed weights emptied it.
         """
         with self._lock:
             used = self._pool.pages - self._pool.free
             return {
                 **self._counts,
+                **self._directory.counts,
                 "users": len(self._entries),
                 "tokens": sum(2 * entry.behaviours for entry in self._entries.values()),
                 "pages": used,
@@ -115,10 +108,7 @@ class UserCache:
     def invalidate(self, users: Iterable[Hashable] | None = None) -> None:
         """Forget ``users``; None: everyone. Users that are not held are ignored."""
         with self._lock:
-            for user in list(self._entries) if users is None else list(users):
-                entry = self._entries.pop(user, None)
-                if entry is not None:
-                    self._pool.give(entry.pages)
+            self._directory.drop(list(self._entries if users is None else users))
 
     def events(self, users: Sequence[Hashable]) -> Events:
         """Whole histories as they were last passed or appended, in the model's rows.
@@ -185,7 +175,11 @@ class UserCache:
         """
         with self._lock:
             self._check(self.model)
-            about = {"fingerprint": self.fingerprint, "max_tokens": self.max_tokens}
+            about = {
+                "fingerprint": self.fingerprint,
+                "max_tokens": self.max_tokens,
+                "overflow": self.overflow,
+            }
             files.save(path, self._entries, self._pool, self.model.schema, about)
 
     @classmethod
@@ -199,15 +193,14 @@ class UserCache:
             ValueError: a file is truncated or altered, or the cache is of another model.
         """
         about, tensors = files.read(path)
-        cache = cls(model, about["max_tokens"] if max_tokens is None else max_tokens)
+        room = about["max_tokens"] if max_tokens is None else max_tokens
+        cache = cls(model, room, overflow=about["overflow"])
         if about["fingerprint"] != cache.fingerprint:
             raise ValueError(
                 f"the cache is of another model, {about['fingerprint']}, not {cache.fingerprint}"
             )
         with torch.inference_mode():
-            entries = files.restore(
-                about["users"], tensors, model.config, model.schema, cache._pool
-            )
+            entries = files.restore(about["users"], tensors, model.schema, cache._pool)
         cache._entries.update(entries)
         return cache
 
@@ -218,7 +211,7 @@ class UserCache:
         whole: Events,
         events: Events,
         questions: Questions,
-    ) -> tuple[torch.Tensor, int, int]:
+    ) -> tuple[torch.Tensor, dict[str, int]]:
         """Answer questions, reusing and keeping what the histories allow.
 
         Args:
@@ -227,24 +220,30 @@ class UserCache:
             questions: of each user.
 
         Returns:
-            ``[Q, D]`` answers, tokens computed, tokens reused.
+            ``[Q, D]`` answers; counts of tokens computed and reused, and of approximate users.
         """
         with self._lock:
             self._check(model)
-            slots, lent = self._admit(users, whole, events)
-            held = torch.tensor([slot.row for slot in slots], dtype=torch.int64)
-            out = torch.empty(len(questions), model.dim, dtype=self._pool.dtype)
-            if len(held):
+            slots, lent = self._directory.admit(users, whole, events)
+            if not len(lent):
+                out = self._run(slots, events, questions)
+            else:
+                out = torch.empty(len(questions), model.dim, dtype=self._pool.dtype)
+                held = torch.tensor([slot.row for slot in slots], dtype=torch.int64)
                 asked, lines = questions.users(held)
                 out[lines] = self._run(slots, events.users(held), asked)
-            if len(lent):
                 asked, lines = questions.users(lent)
                 out[lines] = answer(self.model, events.users(lent), asked)
             reused = 2 * sum(slot.reused for slot in slots)
             computed = 2 * events.total - reused + len(questions)
             self._counts["tokens_computed"] += computed
             self._counts["tokens_reused"] += reused
-            return out, computed, reused
+            work = {
+                "tokens_computed": computed,
+                "tokens_reused": reused,
+                "approximate_users": sum(slot.approximate for slot in slots),
+            }
+            return out, work
 
     def _check(self, model: LUM) -> None:
         """Empty the cache where weights changed; refuse another model."""
@@ -258,78 +257,22 @@ class UserCache:
             self.fingerprint = fingerprint
             self._counts["resets"] += 1
 
-    def _admit(
-        self, users: Sequence[Hashable], whole: Events, events: Events
-    ) -> tuple[list[_Slot], torch.Tensor]:
-        """Find or make room for each user, and see what can be reused.
-
-        Entries are emptied here and completed after the pass, so that an interrupted pass leaves
-        none that promises more than its pages hold.
-
-        Returns:
-            what the users with pages reuse, and which users have none.
-        """
-        data = event_bytes(events)
-        bounds = events.offsets.tolist()
-        mine, done = set(users), set()
-        slots, lent = [], []
-        for b, user in enumerate(users):
-            history = data[bounds[b] : bounds[b + 1]]
-            entry = self._entries.get(user)
-            need = pages_for(len(history)) - (len(entry.pages) if entry else 0)
-            if user in done or not self._room(need, mine):
-                lent.append(b)
-                continue
-            done.add(user)
-            if entry is None:
-                entry = self._entries[user] = Entry(single(whole, b))
-            self._entries.move_to_end(user)
-            digests = page_digests(history)
-            same = matching(history, digests, entry.digests, entry.behaviours)
-            entry.history, entry.behaviours, entry.digests = single(whole, b), 0, []
-            if need > 0:
-                entry.pages += self._pool.take(need)
-            elif need < 0:
-                self._pool.give(entry.pages[need:])
-                del entry.pages[need:]
-            slots.append(_Slot(b, entry, digests, same))
-        self._counts["hits"] += sum(slot.reused > 0 for slot in slots)
-        self._counts["misses"] += sum(slot.reused == 0 for slot in slots)
-        self._counts["bypassed"] += len(lent)
-        return slots, torch.tensor(lent, dtype=torch.int64)
-
-    def _room(self, pages: int, keep: set[Hashable]) -> bool:
-        """Let users go, longest unused first and none of ``keep``, until ``pages`` are free."""
-        if pages <= self._pool.free:
-            return True
-        leaving, freed = [], self._pool.free
-        for user, entry in self._entries.items():
-            if user not in keep:
-                leaving.append(user)
-                freed += len(entry.pages)
-                if freed >= pages:
-                    break
-        if freed < pages:
-            return False
-        self._counts["evictions"] += len(leaving)
-        self.invalidate(leaving)
-        return True
-
-    def _run(self, slots: list[_Slot], events: Events, questions: Questions) -> torch.Tensor:
+    def _run(self, slots: list[Slot], events: Events, questions: Questions) -> torch.Tensor:
         """Compute what is new, keep it, and answer."""
         model = self.model
-        reused = torch.tensor([slot.reused for slot in slots])
+        reused = torch.tensor([slot.reused for slot in slots], dtype=torch.int64)
         where = layout(events.lengths, questions, reused)
         new = events.lengths - reused
-        index = spread(events.offsets[:-1] + reused, new)
-        part = events.take(index, lengths_to_offsets(new))
-        since = model.gaps(events)[index] if model.config.query_time else None
-        asked = question_tokens(model, events, questions)
-        tokens = asked.new_empty(int(where.offsets[-1]), asked.shape[1])
-        tokens[where.history] = model.history_tokens(part, gaps=since)
-        tokens[where.targets] = asked
+        tokens = asked = question_tokens(model, events, questions)
+        if len(where.history):
+            index = spread(events.offsets[:-1] + reused, new)
+            part = events.take(index, lengths_to_offsets(new))
+            since = model.gaps(events)[index] if model.config.query_time else None
+            tokens = asked.new_empty(int(where.offsets[-1]), asked.shape[1])
+            tokens[where.history] = model.history_tokens(part, gaps=since)
+            tokens[where.targets] = asked
         prefixes = self._pool.prefixes([slot.entry.pages for slot in slots], 2 * events.lengths)
         hidden = model.run_cached(tokens, where.offsets, where.positions, prefixes, where.mask)
-        for slot, length in zip(slots, events.lengths.tolist(), strict=True):
-            slot.entry.behaviours, slot.entry.digests = length, slot.digests
+        for slot in slots:
+            slot.complete()
         return model.answers(hidden[where.targets])

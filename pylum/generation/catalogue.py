@@ -16,17 +16,19 @@ _known: weakref.WeakKeyDictionary[LUM, tuple[Any, torch.Tensor]] = weakref.WeakK
 def catalogue(model: LUM) -> torch.Tensor:
     """``[items, D]`` unit vectors, row 0 being the unknown item.
 
-    Kept until a weight or feature of the items changes.
+    Kept until a weight or feature of the items changes. Tensors made in inference mode do not count
+    their changes: of those nothing is kept.
     """
-    modules = [model.item_encoder, model.output_encoder, model.item_answer]
-    version = tuple(
-        (tensor.data_ptr(), tensor._version)
-        for module in modules
+    tensors = [
+        tensor
+        for module in (model.item_encoder, model.output_encoder, model.item_answer)
         if module is not None
         for tensor in (*module.parameters(), *module.buffers())
-    )
+    ]
+    counted = not any(tensor.is_inference() for tensor in tensors)
+    version = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors) if counted else None
     known = _known.get(model)
-    if known is None or known[0] != version:
+    if known is None or version is None or known[0] != version:
         rows = torch.arange(len(model.vocabs.items))
         with torch.inference_mode():
             parts = [model.item_vectors(part) for part in rows.split(CHUNK_ITEMS)]

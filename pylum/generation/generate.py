@@ -73,7 +73,7 @@ def generate(
     Raises:
         ValueError, TypeError: an argument is not as above; the message names it.
     """
-    request = _Request(
+    parts = generate_batches(
         model,
         histories,
         conditions,
@@ -85,21 +85,37 @@ def generate(
         on_unknown=on_unknown,
         batch_tokens=batch_tokens,
     )
-    return concatenate([request.batch(*span) for span in request.spans()])
+    return concatenate(list(parts))
 
 
 def generate_batches(
-    model: LUM, histories: Any, conditions: Any = None, **options: Any
+    model: LUM,
+    histories: Histories | Interactions | Mapping[Any, Any] | list[Any],
+    conditions: Any = None,
+    *,
+    k: int = 10,
+    candidates: Any = None,
+    exclude: Any = "auto",
+    query_time: Any = None,
+    cache: UserCache | None = None,
+    on_unknown: OnUnknown = "oov",
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[Generation]:
     """As :func:`generate`, a :class:`Generation` for each batch of users as it is ready.
 
     Arguments are checked at the call, not at the first batch.
     """
-    unknown = set(options) - (generate.__kwdefaults__ or {}).keys()
-    if unknown:
-        raise TypeError(f"generate_batches has no argument {sorted(unknown)[0]!r}")
     request = _Request(
-        model, histories, conditions, **{**(generate.__kwdefaults__ or {}), **options}
+        model,
+        histories,
+        conditions,
+        k=k,
+        candidates=candidates,
+        exclude=exclude,
+        query_time=query_time,
+        cache=cache,
+        on_unknown=on_unknown,
+        batch_tokens=batch_tokens,
     )
     return (request.batch(*span) for span in request.spans())
 
@@ -134,7 +150,7 @@ class _Request:
             conditions, len(self.users), model.schema.conditions, model.vocabs.conditions
         )
         self.offsets = self.conditions.offsets
-        self.times = question_times(query_time, self.offsets)
+        self.times = question_times(query_time, self.offsets, self.events, self.users)
         self.limits = limits(
             candidates,
             exclude,
@@ -166,7 +182,7 @@ class _Request:
         events = windows(self.model.config, whole)
         questions = Questions(asked.columns, asked.offsets, None, self._times(start, stop))
         with asking(self.model):
-            embeddings, computed, reused = self._embed(start, stop, whole, events, questions)
+            embeddings, work = self._embed(start, stop, whole, events, questions)
             rows, scores = self._select(embeddings, start, stop)
         return Generation(
             embeddings.float(),
@@ -176,7 +192,7 @@ class _Request:
             self.users[start:stop],
             asked.raw,
             asked.offsets,
-            self._stats(start, stop, asked, computed, reused, whole.total - events.total),
+            self._stats(start, stop, asked, work, whole.total - events.total),
         )
 
     def _times(self, start: int, stop: int) -> torch.Tensor | None:
@@ -186,8 +202,8 @@ class _Request:
 
     def _embed(
         self, start: int, stop: int, whole: Events, events: Events, questions: Questions
-    ) -> tuple[torch.Tensor, int, int]:
-        """Answers, tokens computed and tokens reused."""
+    ) -> tuple[torch.Tensor, dict[str, int]]:
+        """Answers, and counts of the work."""
         if self.cache is not None:
             return self.cache.answer(self.model, self.users[start:stop], whole, events, questions)
         step = max(1, self.batch_tokens - 2 * events.total) if stop == start + 1 else len(questions)
@@ -200,7 +216,8 @@ class _Request:
                 part = questions.take(torch.arange(first, last), torch.tensor([0, last - first]))
             parts.append(answer(self.model, events, part))
             computed += 2 * events.total + len(part)
-        return torch.cat(parts), computed, 0
+        work = {"tokens_computed": computed, "tokens_reused": 0, "approximate_users": 0}
+        return torch.cat(parts), work
 
     def _select(
         self, embeddings: torch.Tensor, start: int, stop: int
@@ -229,14 +246,13 @@ class _Request:
         return items.reshape(rows.shape)
 
     def _stats(
-        self, start: int, stop: int, asked: Conditions, computed: int, reused: int, beyond: int
+        self, start: int, stop: int, asked: Conditions, work: dict[str, int], beyond: int
     ) -> dict[str, Any]:
         first = start == 0
         return {
             "users": stop - start,
             "conditions": len(asked),
-            "tokens_computed": computed,
-            "tokens_reused": reused,
+            **work,
             "behaviours_beyond_window": beyond,
             "unknown_items": int(self.unknown[start:stop].sum()),
             "unknown_conditions": asked.unknown if first else 0,

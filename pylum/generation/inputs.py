@@ -47,21 +47,41 @@ def _unknown(events: Events) -> torch.Tensor:
     return torch.bincount(owner[events.items == OOV_ROW], minlength=len(events))
 
 
-def question_times(query_time: Any, offsets: torch.Tensor) -> torch.Tensor | None:
-    """``[Q]`` int64 seconds."""
+def question_times(
+    query_time: Any, offsets: torch.Tensor, events: Events, users: list[Any]
+) -> torch.Tensor | None:
+    """``[Q]`` int64 seconds.
+
+    Args:
+        offsets: ``[B + 1]`` int64, questions of each user.
+        events, users: the histories, none of which may go on after the question.
+
+    Raises:
+        ValueError: a time precedes the last event of its user, or there are too few or too many.
+    """
     if query_time is None:
         return None
-    users, questions = len(offsets) - 1, int(offsets[-1])
+    count, questions = len(offsets) - 1, int(offsets[-1])
     single = not hasattr(query_time, "__len__") or isinstance(query_time, str)
     values = as_times([query_time] if single else query_time, "query_time") // MICROSECONDS
     times = torch.from_numpy(np.ascontiguousarray(values))
     if single:
-        return times.expand(questions).contiguous()
-    if len(times) == users:
-        return times.repeat_interleave(offsets.diff())
-    if len(times) == questions:
-        return times
-    raise ValueError(
-        f"query_time must be one time, {users} of users or {questions} of questions, "
-        f"got {len(times)}"
-    )
+        times = times.expand(questions).contiguous()
+    elif len(times) == count:
+        times = times.repeat_interleave(offsets.diff())
+    elif len(times) != questions:
+        raise ValueError(
+            f"query_time must be one time, {count} of users or {questions} of questions, "
+            f"got {len(times)}"
+        )
+    owner = torch.repeat_interleave(offsets.diff())
+    if events.total:
+        last = events.times[(events.offsets[1:] - 1).clamp(min=0)][owner]
+        early = (times < last) & (events.lengths[owner] > 0)
+        if bool(early.any()):
+            q = int(early.nonzero()[0])
+            raise ValueError(
+                f"query_time must not precede the history, got {int(times[q])} for user "
+                f"{users[int(owner[q])]!r}, whose last event is at {int(last[q])}"
+            )
+    return times

@@ -118,11 +118,7 @@ def layout(
 
 
 def gaps(events: Events, questions: Questions) -> torch.Tensor | None:
-    """``[Q]`` int64 seconds from the last visible behaviour to the question; -1: none is visible.
-
-    Raises:
-        ValueError: a question is asked before a behaviour that it sees.
-    """
+    """``[Q]`` int64 seconds from the last visible behaviour to the question; -1: there is none."""
     if questions.times is None:
         return None
     asked = questions.offsets.diff()
@@ -133,13 +129,6 @@ def gaps(events: Events, questions: Questions) -> torch.Tensor | None:
         return torch.full_like(questions.times, -1)
     last = events.offsets[:-1].repeat_interleave(asked) + seen - 1
     passed = questions.times - events.times[last.clamp(min=0)]
-    early = (seen > 0) & (passed < 0)
-    if bool(early.any()):
-        first = int(early.nonzero()[0])
-        raise ValueError(
-            f"query_time must not precede the history, got {int(questions.times[first])} after an "
-            f"event at {int(events.times[last[first]])}"
-        )
     return passed.masked_fill(seen == 0, -1)
 
 

@@ -26,9 +26,9 @@ class Generation:
         users: ``B`` raw ids.
         asked: the conditions as they came, by field, each a list of ``Q``.
         offsets: ``[B + 1]`` int64: user ``b`` was asked questions ``offsets[b]`` on.
-        stats: counts of the work: ``tokens_computed``, ``tokens_reused``, ``unknown_items``,
-            ``unknown_conditions``, ``unknown_candidates``, ``behaviours_beyond_window``; and
-            ``exclude``, the rule that was followed.
+        stats: counts of the work: ``tokens_computed``, ``tokens_reused``, ``approximate_users``,
+            ``unknown_items``, ``unknown_conditions``, ``unknown_candidates``,
+            ``behaviours_beyond_window``; and ``exclude``, the rule that was followed.
     """
 
     embeddings: torch.Tensor

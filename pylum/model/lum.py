@@ -197,8 +197,10 @@ class LUM(nn.Module):
     def fingerprint(self) -> str:
         """Hex digest of weights, config, schema and vocabularies; the same in every process."""
         state = self.state_dict()
-        version = tuple((t.data_ptr(), t._version) for t in state.values())
-        if self._fingerprint is None or self._fingerprint[0] != version:
+        # Tensors made in inference mode do not count their changes.
+        counted = not any(t.is_inference() for t in state.values())
+        version = tuple((t.data_ptr(), t._version) for t in state.values()) if counted else None
+        if self._fingerprint is None or version is None or self._fingerprint[0] != version:
             about = [self.config.to_json(), self.schema.to_json(), self.vocabs.fingerprint()]
             digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
             for name, tensor in sorted(state.items()):

@@ -9,6 +9,7 @@ import torch
 import pylum
 from pylum import Interactions, evaluate, generate
 from pylum.model import TrainingRecord
+from pylum.train.validation import Validation
 from tests.serving.worlds import SCENES, data, model
 
 PROTOCOLS = ("loo-full", "global-time")
@@ -69,6 +70,18 @@ def test_equals_generate(protocol, conditions):
     assert report["NDCG@10"].value == pytest.approx(gains.mean())
     assert report["MRR"].value == pytest.approx((1 / (ranks + 1)).mean())
     assert report["HR@10"].low <= report["HR@10"].value <= report["HR@10"].high
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_equals_the_trainers_validation(protocol):
+    """Two independent ways to rank the same targets."""
+    lum = plain_model(max_length=6)
+    valid = data().split(protocol)[1]
+    events = valid.histories().encode(lum.vocabs, lum.schema)
+    theirs = Validation(events, max_length=6, batch_events=100, seed=0).scores(lum)
+    report = evaluate(lum, valid)
+    assert report["HR@10"].value == pytest.approx(theirs["hr@10"])
+    assert report["NDCG@10"].value == pytest.approx(theirs["ndcg@10"])
 
 
 @pytest.mark.parametrize("part", [1, 2])

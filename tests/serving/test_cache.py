@@ -165,6 +165,39 @@ def test_window_moves():
     assert sum(c > 2 for c in computed[1:]) == 3
 
 
+def test_sliding_is_opt_in_cheap_and_labelled():
+    """The window drops its oldest behaviours: nothing is recomputed, answers are near."""
+    narrow = model(max_length=40)
+    cache = UserCache(narrow, 4096, overflow="sliding")
+    generate(narrow, {"u": history(64)[:40]}, ASK, cache=cache)
+    exact = generate(narrow, {"u": history(64)[:41]}, ASK)
+    near = generate(narrow, {"u": history(64)[:41]}, ASK, cache=cache)
+    assert near.stats["approximate_users"] == 1
+    assert exact.stats["approximate_users"] == 0
+    assert near.stats["tokens_computed"] == 5
+    cosine = (near.embeddings * exact.embeddings).sum(1)
+    assert (cosine > 0.95).all()
+    assert (cosine < 1 - 1e-6).all()
+    for length in (44, 44, 60):
+        near = generate(narrow, {"u": history(64)[:length]}, ASK, cache=cache)
+    assert near.stats["tokens_computed"] == 2 * 16 + 3
+    assert near.stats["approximate_users"] == 1
+    assert cache.stats["slides"] == 3
+    again = generate(narrow, {"u": history(40, 5)}, ASK, cache=cache)
+    assert again.stats["approximate_users"] == again.stats["tokens_reused"] == 0
+    close(again, generate(narrow, {"u": history(40, 5)}, ASK))
+
+
+def test_sliding_one_layer_is_exact():
+    """Keys and values of the first layer depend on their own token only."""
+    shallow = model(max_length=40, layers=1, query_time=False)
+    cache = UserCache(shallow, 4096, overflow="sliding")
+    for length in (40, 43, 64):
+        out = generate(shallow, {"u": history(64)[:length]}, ASK, cache=cache)
+        close(out, generate(shallow, {"u": history(64)[:length]}, ASK))
+    assert cache.stats["slides"] == 2
+
+
 def test_eviction_takes_who_was_asked_longest_ago():
     cache = UserCache(model(), 64 * 4)
     for user in ("a", "b"):
@@ -293,6 +326,12 @@ def test_save_and_load(tmp_path):
     [
         pytest.param(
             lambda c: UserCache(model(), 63), ValueError, "max_tokens .* got 63", id="room"
+        ),
+        pytest.param(
+            lambda c: UserCache(model(), 640, overflow="drop"),
+            ValueError,
+            "overflow must be 'rebuild' or 'sliding'",
+            id="overflow",
         ),
         pytest.param(
             lambda c: UserCache(model(), 640, page=32), ValueError, "page must be 64", id="page"

@@ -1,5 +1,6 @@
 """The promises of generate, each a test."""
 
+import copy
 import inspect
 
 import numpy as np
@@ -92,6 +93,27 @@ def test_window_is_the_last_behaviours():
     full = generate(model(), {"u": long}, query_time=1_800_000_000, exclude="none")
     assert_same_answers(full.embeddings, short.embeddings)
     assert full.stats["behaviours_beyond_window"] == 36
+
+
+def test_bfloat16_stays_within_its_bound():
+    """Promise 2 in bfloat16: grouped, packed, cached and alone."""
+    half = copy.deepcopy(model()).to(torch.bfloat16)
+    bound = MODEL[torch.bfloat16]
+    together = generate(half, data(), {"scene": SCENES}, k=3)
+    cache = pylum.UserCache(half, 4096)
+    generate(half, data(), {"scene": []}, cache=cache)
+    cached = generate(half, data(), {"scene": SCENES}, k=3, cache=cache)
+    assert cached.stats["tokens_reused"] > 0
+    alone = torch.cat(
+        [
+            generate(half, data().histories([user]), {"scene": [scene]}, k=0).embeddings
+            for user in data().users
+            for scene in SCENES
+        ]
+    )
+    assert together.embeddings.dtype == together.scores.dtype == torch.float32
+    for other in (cached.embeddings, alone):
+        torch.testing.assert_close(other, together.embeddings, atol=bound, rtol=0)
 
 
 def test_scores_are_cosines_and_order_is_exact():
@@ -286,8 +308,8 @@ def test_query_time():
     assert (unknown.embeddings - known.embeddings).abs().max() > 1e-3
     assert torch.equal(each.embeddings, known.embeddings)
     assert torch.equal(stamp.embeddings, known.embeddings)
-    with pytest.raises(ValueError, match="query_time must not precede the history"):
-        generate(clock, {"a": history(5)}, query_time=1_600_000_000)
+    with pytest.raises(ValueError, match=r"query_time must not precede .* user 'a'"):
+        pylum.generate_batches(clock, {"a": history(5)}, query_time=1_600_000_000)
     with pytest.raises(ValueError, match="query_time must be one time, 2 of users"):
         generate(clock, {"a": [], "b": []}, query_time=[1, 2, 3])
 
