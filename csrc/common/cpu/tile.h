@@ -119,29 +119,6 @@ inline void add_product(const float* a, int64_t a_row, int64_t a_step, const flo
 // Items are read in panels of kPanel rows, transposed: panel[i * kPanel + j] = row j, column i.
 constexpr int64_t kPanel = 64;
 
-// Rows become columns: lanes of v[i] and v[j] are exchanged across the diagonal of ever larger
-// blocks.
-inline void transpose(vfloat (&v)[kLanes]) {
-    vint lane;
-    for (int l = 0; l < kLanes; ++l) {
-        lane[l] = l;
-    }
-#pragma GCC unroll 4
-    for (int step = 1; step < kLanes; step *= 2) {
-        const vint high = (lane & step) != 0;
-        const vint low_from = high ? lane + (kLanes - step) : lane;
-        const vint high_from = high ? lane + kLanes : lane + step;
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-            if (!(i & step)) {
-                const vfloat a = v[i], b = v[i + step];
-                v[i] = __builtin_shuffle(a, b, low_from);
-                v[i + step] = __builtin_shuffle(a, b, high_from);
-            }
-        }
-    }
-}
-
 // row(j) points to dim values; rows from count on are zeros.
 template <typename Row>
 inline void pack_panel(const Row& row, int64_t count, int64_t dim, float* panel) {
