@@ -30,6 +30,15 @@ void register_op(py::module_& m);
 namespace sampled_softmax {
 void register_op(py::module_& m);
 }
+namespace residual_norm {
+void register_op(py::module_& m);
+}
+namespace rotary {
+void register_op(py::module_& m);
+}
+namespace swiglu {
+void register_op(py::module_& m);
+}
 namespace topk {
 void register_op(py::module_& m);
 }
@@ -66,5 +75,8 @@ PYBIND11_MODULE(_C, m) {
     pylum::embedding_sequence::register_op(m);
     pylum::row_wise::register_op(m);
     pylum::sampled_softmax::register_op(m);
+    pylum::residual_norm::register_op(m);
+    pylum::rotary::register_op(m);
+    pylum::swiglu::register_op(m);
     pylum::topk::register_op(m);
 }

@@ -7,9 +7,6 @@ static AttentionInputs inputs(const Tensor& q, const Tensor& k, const Tensor& v,
                               const BatchDescription& batch, bool silu, double scale,
                               const std::optional<Tensor>& score_scales, double score_scale,
                               const Tensor& out, const Tensor& lse, int threads) {
-    check_heads(q, k, v);
-    check_rows(q, k, "k");
-    check_rows(q, v, "v");
     AttentionInputs p = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
     describe_work(p, batch, threads);
     p.out = out.data;
@@ -24,6 +21,9 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
                        const std::optional<Tensor>& visible, int64_t window, int64_t min_full,
                        bool silu, double scale, const std::optional<Tensor>& score_scales,
                        double score_scale, const Tensor& out, const Tensor& lse, int threads) {
+    check_heads(q, k, v);
+    check_rows(q, k, "k");
+    check_rows(q, v, "v");
     const BatchDescription batch(
         offsets, q.size(0), nullptr,
         {num_context, num_targets, group_offsets, visible, window, min_full});
@@ -41,6 +41,9 @@ static void backward_py(const Tensor& dout, const Tensor& q, const Tensor& k, co
                         bool silu, double scale, const std::optional<Tensor>& score_scales,
                         double score_scale, const Tensor& out, const Tensor& lse, const Tensor& dq,
                         const Tensor& dk, const Tensor& dv, int threads) {
+    check_heads(q, k, v);
+    check_rows(q, k, "k");
+    check_rows(q, v, "v");
     const BatchDescription batch(
         offsets, q.size(0), nullptr,
         {num_context, num_targets, group_offsets, visible, window, min_full});
@@ -51,15 +54,6 @@ static void backward_py(const Tensor& dout, const Tensor& q, const Tensor& k, co
     }
     expect(dout.is_shape({q.size(0), q.size(1), v.size(2)}) && dout.last_contiguous(), "dout",
            "[total, heads, value_dim], last dimension contiguous", dout);
-    std::vector<int64_t> cost(p.batch.batch), order(p.batch.batch);
-    for (const Strip& strip : batch.strips()) {
-        cost[strip.sequence] += strip.cost;
-    }
-    for (int64_t b = 0; b < p.batch.batch; ++b) {
-        order[b] = b;
-    }
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
     const BackwardParams params{.in = p,
                                 .dout = dout.data,
                                 .dout_row = dout.stride(0),
@@ -67,7 +61,7 @@ static void backward_py(const Tensor& dout, const Tensor& q, const Tensor& k, co
                                 .dk = dk.as<float>(),
                                 .dv = dv.as<float>(),
                                 .dq = dq.data,
-                                .order = order.data()};
+                                .order = batch.order().data()};
     py::gil_scoped_release release;
     PYLUM_CPU_CALL(backward, params);
 }

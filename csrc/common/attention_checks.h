@@ -61,8 +61,8 @@ inline AttentionInputs describe_inputs(const Tensor& q, const Tensor& k, const T
             .table = nullptr,
             .table_row = 0,
             .batch = {},
-            .strips = nullptr,
-            .num_strips = 0,
+            .sections = nullptr,
+            .section_offsets = nullptr,
             .silu = silu,
             .scale = static_cast<float>(scale),
             .score_scales = score_scales ? score_scales->as<float>() : nullptr,
@@ -72,14 +72,14 @@ inline AttentionInputs describe_inputs(const Tensor& q, const Tensor& k, const T
             .threads = 1};
 }
 
-// Below this many rows * keys * heads a team of threads costs more than it saves.
+// Below this many pairs of row and key, times heads, a team of threads costs more than it saves.
 constexpr int64_t kSerialCost = 1 << 16;
 
 // `batch` must outlive the call.
 inline void describe_work(AttentionInputs& p, const BatchDescription& batch, int threads) {
     p.batch = batch.batch();
-    p.strips = batch.strips().data();
-    p.num_strips = static_cast<int64_t>(batch.strips().size());
+    p.sections = batch.sections().data();
+    p.section_offsets = batch.section_offsets().data();
     p.threads = batch.cost() * p.heads < kSerialCost ? 1 : threads;
 }
 

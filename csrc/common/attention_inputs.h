@@ -19,8 +19,8 @@ struct AttentionInputs {
     const int64_t* table;  // [batch, table_row] pages of each sequence
     int64_t table_row;
     Batch batch;
-    const Strip* strips;  // [num_strips], for each head
-    int64_t num_strips;
+    const Section* sections;         // of at most kTaskRows rows, one sequence after the other
+    const int64_t* section_offsets;  // [batch + 1], costly sequences first
     bool silu;  // weight = silu(scale q.k) * score_scale, else softmax(scale q.k)
     float scale;
     const float* score_scales;  // [rows], or null for the same one everywhere

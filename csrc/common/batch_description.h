@@ -1,4 +1,4 @@
-// The description of a ragged batch from Python's tensors: checked, then cut into strips.
+// The description of a ragged batch from Python's tensors: checked, then cut into sections.
 // Included by binding.cpp files only.
 #pragma once
 
@@ -115,8 +115,11 @@ class BatchDescription {
 
     const Batch& batch() const { return batch_; }
     int64_t num_targets() const { return num_targets_; }
-    // Costly ones first, so that threads end together.
-    const std::vector<Strip>& strips() const { return strips_; }
+    const std::vector<Section>& sections() const { return sections_; }
+    const std::vector<int64_t>& section_offsets() const { return section_offsets_; }
+    // Sequences in the order of section_offsets().
+    const std::vector<int64_t>& order() const { return order_; }
+    // About the pairs of row and key.
     int64_t cost() const { return cost_; }
 
   private:
@@ -180,37 +183,44 @@ class BatchDescription {
         }
     }
 
+    // Sequences of the most pairs of row and key first, and in them the sections of the most keys,
+    // so that threads end together.
     void cut() {
-        for (int64_t b = 0; b < static_cast<int64_t>(sequences_.size()); ++b) {
+        const int64_t batch = static_cast<int64_t>(sequences_.size());
+        std::vector<int64_t> cost(batch);
+        order_.resize(batch);
+        for (int64_t b = 0; b < batch; ++b) {
             const Sequence& s = sequences_[b];
-            for (int64_t first = s.cached; first < s.history; first += kStripRows) {
-                add(b, first, std::min<int64_t>(kStripRows, s.history - first), false);
-            }
-            for (int64_t first = 0; first < s.targets; first += kStripRows) {
-                add(b, first, std::min<int64_t>(kStripRows, s.targets - first), true);
-            }
+            cost[b] = (s.history - s.cached) * (s.history + s.cached) / 2 + s.targets * s.history;
+            cost_ += cost[b] + s.history - s.cached + s.targets;
+            order_[b] = b;
         }
-        std::stable_sort(strips_.begin(), strips_.end(),
-                         [](const Strip& a, const Strip& b) { return a.cost > b.cost; });
+        std::stable_sort(order_.begin(), order_.end(),
+                         [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
+        section_offsets_.push_back(0);
+        for (const int64_t b : order_) {
+            const Sequence& s = sequences_[b];
+            add_sections(b, 0, s.targets, true);
+            add_sections(b, s.cached, s.history, false);
+            section_offsets_.push_back(static_cast<int64_t>(sections_.size()));
+        }
     }
 
-    void add(int64_t b, int64_t first, int64_t rows, bool targets) {
-        const Sequence& s = sequences_[b];
-        const int64_t last = first + rows - 1;
-        const Span span =
-            targets ? target_span(batch_, s.first_target + last) : history_span(batch_, s, last);
-        const int64_t cost = rows * (span.end - span.begin + s.context + 16);
-        cost_ += cost;
-        strips_.push_back({.sequence = static_cast<int32_t>(b),
-                           .rows = static_cast<int32_t>(rows),
-                           .first = first,
-                           .cost = cost,
-                           .targets = targets});
+    void add_sections(int64_t b, int64_t begin, int64_t end, bool targets) {
+        const int64_t count = (end - begin + kTaskRows - 1) / kTaskRows;
+        for (int64_t i = count - 1; i >= 0; --i) {
+            const int64_t first = begin + i * kTaskRows;
+            sections_.push_back(
+                {.sequence = static_cast<int32_t>(b),
+                 .rows = static_cast<int32_t>(std::min<int64_t>(kTaskRows, end - first)),
+                 .first = first,
+                 .targets = targets});
+        }
     }
 
     std::vector<Sequence> sequences_;
-    std::vector<int64_t> group_begin_, visible_;
-    std::vector<Strip> strips_;
+    std::vector<int64_t> group_begin_, visible_, order_, section_offsets_;
+    std::vector<Section> sections_;
     int64_t num_targets_ = 0, cost_ = 0;
     Batch batch_{};
 };

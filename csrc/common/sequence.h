@@ -26,16 +26,18 @@ struct Batch {
     int64_t min_full;  // trailing history rows the window spares; 0: no row, not even targets
 };
 
-// Consecutive rows of one sequence and one row class: the unit of work, the same for every head.
-struct Strip {
+// Consecutive rows of one sequence and one row class, for every head.
+struct Section {
     int32_t sequence;
-    int32_t rows;   // at most kStripRows
+    int32_t rows;
     int64_t first;  // position of the first history row, or number within the targets
-    int64_t cost;   // about keys times rows
     bool targets;
 };
 
+// Rows that stand in the vector lanes together.
 constexpr int kStripRows = 32;
+// Rows that one task takes through the keys together.
+constexpr int kTaskRows = 4 * kStripRows;
 // Keys are taken in blocks that start at multiples of this position; pages hold as many.
 constexpr int kBlockKeys = 64;
 // Targets see the history in chunks that start at multiples of this position: each is a sum of its

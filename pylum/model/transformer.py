@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -17,52 +18,49 @@ from pylum import ops
 from pylum.model.config import LUMConfig
 from pylum.ragged import lengths_to_offsets
 
-NORM_EPS = 1e-6
-
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+# A projection divided into heads, with q and k rotated: (fused, heads, kv_heads) -> q, k, v.
+Turn = Callable[[torch.Tensor, int, int], Heads]
 # q, k, v -> [T, heads, head_dim], of one layer.
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Block(nn.Module):
+    """The weights of one layer; the residual stream is joined by :class:`UserEncoder`."""
+
     def __init__(self, config: LUMConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads
-        self.head_dim = config.head_dim
-        self.dropout = config.dropout
-        width = config.width
+        self.width = width = config.width
+        kv_width = config.kv_heads * config.head_dim
         self.attention_norm = nn.Parameter(torch.ones(width))
-        self.q = nn.Parameter(torch.empty(width, width))
-        self.kv = nn.Parameter(torch.empty(2 * config.kv_heads * config.head_dim, width))
+        self.qkv = nn.Parameter(torch.empty(width + 2 * kv_width, width))
         self.out = nn.Parameter(torch.empty(width, width))
         self.ffn_norm = nn.Parameter(torch.ones(width))
         self.gate_up = nn.Parameter(torch.empty(2 * config.ffn_width, width))
         self.down = nn.Parameter(torch.empty(width, config.ffn_width))
         # Residual branches start small, so that their sum does not grow with depth.
         branch = (2 * config.layers) ** -0.5
-        for weight in (self.q, self.kv, self.gate_up):
-            nn.init.normal_(weight, std=width**-0.5)
+        nn.init.normal_(self.qkv, std=width**-0.5)
+        nn.init.normal_(self.gate_up, std=width**-0.5)
         nn.init.normal_(self.out, std=width**-0.5 * branch)
         nn.init.normal_(self.down, std=config.ffn_width**-0.5 * branch)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        attend: Attend,
-        rows: torch.Tensor | None = None,
+    def attention(
+        self, h: torch.Tensor, turn: Turn, attend: Attend, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """``[T, width]``, or ``[rows, width]``: other rows then only serve as keys and values."""
-        h = _norm(x, self.attention_norm)
-        k, v = nn.functional.linear(h, self.kv).view(-1, 2, self.kv_heads, self.head_dim).unbind(1)
-        q = nn.functional.linear(h if rows is None else h[rows], self.q)
-        if rows is not None:
-            q = torch.zeros_like(h).index_copy(0, rows, q)
-            x = x[rows]
-        a = attend(q.view(-1, self.heads, self.head_dim), k, v).flatten(1)
-        a = nn.functional.linear(a if rows is None else a[rows], self.out)
-        x = x + nn.functional.dropout(a, self.dropout, self.training)
-        gate, up = nn.functional.linear(_norm(x, self.ffn_norm), self.gate_up).chunk(2, 1)
-        f = nn.functional.linear(nn.functional.silu(gate) * up, self.down)
-        return x + nn.functional.dropout(f, self.dropout, self.training)
+        """``[T, width]`` or ``[rows, width]``: other rows then only serve as keys and values."""
+        if rows is None:
+            q, k, v = turn(nn.functional.linear(h, self.qkv), self.heads, self.kv_heads)
+            return nn.functional.linear(attend(q, k, v).flatten(1), self.out)
+        _, k, v = turn(nn.functional.linear(h, self.qkv[self.width :]), 0, self.kv_heads)
+        asked = nn.functional.linear(h[rows], self.qkv[: self.width])
+        spread = asked.new_zeros(h.shape).index_copy(0, rows, asked)
+        q, _, _ = turn(spread, self.heads, 0)
+        return nn.functional.linear(attend(q, k, v).flatten(1)[rows], self.out)
+
+    def feed_forward(self, h: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(ops.swiglu(nn.functional.linear(h, self.gate_up)), self.down)
 
 
 class UserEncoder(nn.Module):
@@ -92,16 +90,11 @@ class UserEncoder(nn.Module):
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One causal pass over packed sequences; arguments as for :meth:`pylum.LUM.run`."""
-        cos, sin = self.cos[positions, None], self.sin[positions, None]
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return ops.attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v, offsets, mask)
+            return ops.attention(q, k, v, offsets, mask)
 
-        x = nn.functional.dropout(x, self.config.dropout, self.training)
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            x = block(x, attend, rows if i == last else None)
-        return _norm(x, self.norm)
+        return self._pass(x, positions, [attend] * len(self.blocks), rows)
 
     def run_cached(
         self,
@@ -128,27 +121,40 @@ class UserEncoder(nn.Module):
         target_rows = slice(None) if not bool(new.any()) else (~is_new).nonzero()[:, 0]
         new_offsets = lengths_to_offsets(new)
         starts = prefixes[0].lengths - new
-        cos, sin = self.cos[positions, None], self.sin[positions, None]
 
         def attend(
             prefix: ops.PagedPrefix, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
         ) -> torch.Tensor:
-            k = _rotate(k, cos, sin)
             if new_offsets[-1] > 0:
                 ops.append_pages(prefix, k[new_rows], v[new_rows], new_offsets, starts=starts)
-            k, v = k[target_rows], v[target_rows]
-            return ops.prefix_attention(_rotate(q, cos, sin), k, v, offsets, prefix, mask)
+            return ops.prefix_attention(q, k[target_rows], v[target_rows], offsets, prefix, mask)
 
-        for block, prefix in zip(self.blocks, prefixes, strict=True):
-            x = block(x, partial(attend, prefix))
-        return _norm(x, self.norm)
+        return self._pass(x, positions, [partial(attend, prefix) for prefix in prefixes], None)
 
+    def _pass(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        attends: Sequence[Attend],
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        def turn(fused: torch.Tensor, heads: int, kv_heads: int) -> Heads:
+            return ops.rotary(fused, positions, self.cos, self.sin, heads=heads, kv_heads=kv_heads)
 
-def _norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return nn.functional.rms_norm(x, weight.shape, weight, NORM_EPS)
+        dropout = self.config.dropout if self.training else 0.0
+        seeds = iter(torch.randint(2**62, (2 * len(attends) + 1,)).tolist() if dropout else [])
 
+        def join(
+            branch: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return ops.residual_norm(branch, residual, weight, dropout=dropout, seed=next(seeds, 0))
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position: the first half of a head is turned against the second."""
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        blocks = cast(list[Block], list(self.blocks))
+        x, h = join(x, None, blocks[0].attention_norm)
+        norms = [*(block.attention_norm for block in blocks[1:]), self.norm]
+        for block, attend, norm in zip(blocks, attends, norms, strict=True):
+            last = rows if norm is self.norm else None
+            a = block.attention(h, turn, attend, last)
+            x, h = join(a, x if last is None else x[last], block.ffn_norm)
+            x, h = join(block.feed_forward(h), x, norm)
+        return h

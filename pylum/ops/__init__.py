@@ -7,8 +7,11 @@ from pylum.ops.embedding_sequence import embedding_sequence
 from pylum.ops.mask import Mask
 from pylum.ops.pages import PagedPrefix, gather_pages, pages_like
 from pylum.ops.prefix_attention import prefix_attention
+from pylum.ops.residual_norm import residual_norm
+from pylum.ops.rotary import rotary
 from pylum.ops.row_wise import RowUse, row_wise_adagrad_, row_wise_adamw_
 from pylum.ops.sampled_softmax import sampled_softmax
+from pylum.ops.swiglu import swiglu
 from pylum.ops.topk import topk
 
 __all__ = [
@@ -22,8 +25,11 @@ __all__ = [
     "gather_pages",
     "pages_like",
     "prefix_attention",
+    "residual_norm",
+    "rotary",
     "row_wise_adagrad_",
     "row_wise_adamw_",
     "sampled_softmax",
+    "swiglu",
     "topk",
 ]

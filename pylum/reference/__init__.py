@@ -5,8 +5,11 @@ from pylum.reference.attention import attention
 from pylum.reference.embedding_bag import embedding_bag
 from pylum.reference.embedding_sequence import embedding_sequence
 from pylum.reference.prefix_attention import prefix_attention
+from pylum.reference.residual_norm import residual_norm
+from pylum.reference.rotary import rotary
 from pylum.reference.row_wise import row_wise_adagrad_, row_wise_adamw_
 from pylum.reference.sampled_softmax import sampled_softmax
+from pylum.reference.swiglu import swiglu
 from pylum.reference.topk import topk
 
 __all__ = [
@@ -15,8 +18,11 @@ __all__ = [
     "embedding_bag",
     "embedding_sequence",
     "prefix_attention",
+    "residual_norm",
+    "rotary",
     "row_wise_adagrad_",
     "row_wise_adamw_",
     "sampled_softmax",
+    "swiglu",
     "topk",
 ]

@@ -168,7 +168,8 @@ class Plain:
         for i in range(c.layers):
             p = f"user_encoder.blocks.{i}."
             h = norm(x, w[p + "attention_norm"])
-            q, k, v = h @ w[p + "q"].T, *(h @ w[p + "kv"].T).chunk(2, 1)
+            kv_width = c.kv_heads * c.head_dim
+            q, k, v = (h @ w[p + "qkv"].T).split([c.width, kv_width, kv_width], 1)
             heads = []
             for head in range(c.heads):
                 at = slice(head * c.head_dim, (head + 1) * c.head_dim)

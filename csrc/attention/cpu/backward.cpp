@@ -16,26 +16,32 @@ void outer_tile(const float* weights, int first, int last, int rows, const float
                 float* out, int64_t stride) {
     vfloat sum[kKeys][kPart];
     int at[kKeys];
+#pragma GCC unroll 8
     for (int i = 0; i < kKeys; ++i) {
         at[i] = first + i < last ? first + i : last;
+#pragma GCC unroll 2
         for (int v = 0; v < kPart; ++v) {
             sum[i][v] = load(out + at[i] * stride + v * kLanes);
         }
     }
     for (int r = 0; r < rows; ++r) {
         vfloat row[kPart];
+#pragma GCC unroll 2
         for (int v = 0; v < kPart; ++v) {
             row[v] = load(x + r * pad + v * kLanes);
         }
-#pragma GCC unroll 16
+#pragma GCC unroll 8
         for (int i = 0; i < kKeys; ++i) {
             const float weight = weights[at[i] * kLead + r];
+#pragma GCC unroll 2
             for (int v = 0; v < kPart; ++v) {
                 sum[i][v] += weight * row[v];
             }
         }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < kKeys; ++i) {
+#pragma GCC unroll 2
         for (int v = 0; v < kPart; ++v) {
             store(out + at[i] * stride + v * kLanes, sum[i][v]);
         }
@@ -65,13 +71,29 @@ template <typename T>
 void load_rows(const T* x, int64_t stride, int rows, int64_t dim, int64_t pad, float factor,
                float* out) {
     for (int i = 0; i < rows; ++i) {
-        for (int64_t d = 0; d < dim; ++d) {
-            out[i * pad + d] = factor * to_float(x[i * stride + d]);
+        int64_t d = 0;
+        for (; d + kLanes <= dim; d += kLanes) {
+            store(out + i * pad + d, factor * load(x + i * stride + d));
         }
-        for (int64_t d = dim; d < pad; ++d) {
-            out[i * pad + d] = 0.0f;
+        for (; d < pad; d += kLanes) {
+            const int left = d < dim ? static_cast<int>(dim - d) : 0;
+            store(out + i * pad + d, factor * load_first(x + i * stride + d, left));
         }
     }
+}
+
+// `y` is padded with zeros to whole vectors.
+template <typename T>
+float dot(const T* x, const float* y, int64_t dim) {
+    vfloat total{};
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) {
+        total += load(x + d) * load(y + d);
+    }
+    if (d < dim) {
+        total += load_first(x + d, static_cast<int>(dim - d)) * load(y + d);
+    }
+    return sum(total);
 }
 
 template <typename T, int kVecs>
@@ -89,7 +111,7 @@ struct BackwardStrip {
     alignas(64) float k_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
     alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
 
-    void softmax_gradient(int count, int64_t first, const Spans<kVecs>& spans, bool full) {
+    void softmax_gradient(int count, int64_t first, const Spans& spans, bool full) {
         for (int i = 0; i < count; ++i) {
             for (int v = 0; v < kVecs; ++v) {
                 const int64_t at = i * kLead + v * kLanes;
@@ -106,7 +128,7 @@ struct BackwardStrip {
         }
     }
 
-    void silu_gradient(int count, int64_t first, const Spans<kVecs>& spans, bool full) {
+    void silu_gradient(int count, int64_t first, const Spans& spans, bool full) {
         for (int i = 0; i < count; ++i) {
             for (int v = 0; v < kVecs; ++v) {
                 const int64_t at = i * kLead + v * kLanes;
@@ -127,7 +149,7 @@ struct BackwardStrip {
     }
 
     void block(const AttentionInputs& p, int rows, const T* k, const T* v, float* dk, float* dv,
-               int64_t first, int count, const Spans<kVecs>& spans, bool full) {
+               int64_t first, int count, const Spans& spans, bool full) {
         const Rows keys = rows_of(k, p.k_row, count, p.head_dim, k_buffer);
         const Rows values = rows_of(v, p.v_row, count, p.value_dim, v_buffer);
         dots<kVecs>(keys, count, q_columns, p.head_dim, weights);
@@ -144,7 +166,7 @@ struct BackwardStrip {
                          p.kv_heads * padded(p.value_dim));
     }
 
-    void load_strip(const BackwardParams& b, const Strip& strip, int64_t row, int64_t head) {
+    void load_strip(const BackwardParams& b, const Section& strip, int64_t row, int64_t head) {
         const AttentionInputs& p = b.in;
         const T* q = static_cast<const T*>(p.q) + row * p.q_row + head * p.q_head;
         const T* dout = static_cast<const T*>(b.dout) + row * b.dout_row + head * b.dout_head;
@@ -166,13 +188,11 @@ struct BackwardStrip {
                 continue;
             }
             lse[i] = p.lse[(row + i) * p.heads + head] * kLog2e;
-            for (int64_t d = 0; d < p.value_dim; ++d) {
-                delta[i] += to_float(out[i * stride + d]) * dout_rows[i * padded(p.value_dim) + d];
-            }
+            delta[i] = dot(out + i * stride, dout_rows + i * padded(p.value_dim), p.value_dim);
         }
     }
 
-    void run(const BackwardParams& b, const Strip& strip, int64_t kv_head, int64_t head) {
+    void run(const BackwardParams& b, const Section& strip, int64_t kv_head, int64_t head) {
         const AttentionInputs& p = b.in;
         const Sequence& s = p.batch.sequences[strip.sequence];
         const int64_t row = strip_row(strip, s);
@@ -183,12 +203,11 @@ struct BackwardStrip {
         const int64_t dv_row = p.kv_heads * padded(p.value_dim);
         float* dk = b.dk + s.first_row * dk_row + kv_head * padded(p.head_dim);
         float* dv = b.dv + s.first_row * dv_row + kv_head * padded(p.value_dim);
-        const auto keys = [&](int64_t at, int64_t first, int count, const Spans<kVecs>& spans,
-                              bool full) {
+        const auto keys = [&](int64_t at, int64_t first, int count, const Spans& spans, bool full) {
             block(p, strip.rows, k + at * p.k_row, v + at * p.v_row, dk + at * dk_row,
                   dv + at * dv_row, first, count, spans, full);
         };
-        const Spans<kVecs> spans = history_spans<kVecs>(p.batch, strip, s);
+        const Spans spans = history_spans(p.batch, strip, s);
         const int64_t end = spans.keys();
         for (int64_t first = 0; first < end; first += kBlockKeys) {
             if (!spans.blind(first, kBlockKeys)) {
@@ -198,10 +217,9 @@ struct BackwardStrip {
             }
         }
         if (strip.targets) {
-            for_group_blocks<kVecs>(p.batch, strip, s,
-                                    [&](int64_t first, int count, const Spans<kVecs>& own) {
-                                        keys(s.history + first, first, count, own, false);
-                                    });
+            for_group_blocks(p.batch, strip, s, [&](int64_t first, int count, const Spans& own) {
+                keys(s.history + first, first, count, own, false);
+            });
         }
         for (int i = 0; i < kLead; ++i) {
             delta[i] = p.scale;
@@ -211,7 +229,8 @@ struct BackwardStrip {
                              static_cast<T*>(b.dq) + row * stride + head * p.head_dim, stride);
     }
 
-    static int64_t padded(int64_t dim) { return (dim + kLanes - 1) / kLanes * kLanes; }
+    // Whole vectors of every ISA.
+    static int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
 };
 
 template <typename T>
@@ -223,11 +242,10 @@ void task(const BackwardParams& b, int64_t sequence, int64_t kv_head) {
         const int64_t rows = targets ? s.targets : s.history;
         for (int64_t first = 0; first < rows; first += kStripRows) {
             const int64_t left = rows - first;
-            const Strip strip{.sequence = static_cast<int32_t>(sequence),
-                              .rows = static_cast<int32_t>(left < kStripRows ? left : kStripRows),
-                              .first = first,
-                              .cost = 0,
-                              .targets = targets};
+            const Section strip{.sequence = static_cast<int32_t>(sequence),
+                                .rows = static_cast<int32_t>(left < kStripRows ? left : kStripRows),
+                                .first = first,
+                                .targets = targets};
             for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
                 if (strip.rows <= 16) {
                     BackwardStrip<T, 16 / kLanes> work;

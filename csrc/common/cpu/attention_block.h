@@ -29,24 +29,36 @@ inline void dot_tile(Rows rows, int first, int last, const float* columns, int64
                      float* out) {
     constexpr int kLead = kVecs * kLanes;
     const float* row[kKeys];
+#pragma GCC unroll 8
     for (int i = 0; i < kKeys; ++i) {
         row[i] = rows.data + (first + i < last ? first + i : last) * rows.stride;
     }
-    vfloat sum[kKeys][kPart] = {};
+    vfloat sum[kKeys][kPart];
+#pragma GCC unroll 8
+    for (int i = 0; i < kKeys; ++i) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kPart; ++v) {
+            sum[i][v] = vfloat{};
+        }
+    }
     for (int64_t d = 0; d < dim; ++d) {
         vfloat column[kPart];
+#pragma GCC unroll 2
         for (int v = 0; v < kPart; ++v) {
             column[v] = load(columns + d * kLead + v * kLanes);
         }
-#pragma GCC unroll 16
+#pragma GCC unroll 8
         for (int i = 0; i < kKeys; ++i) {
             const float x = row[i][d];
+#pragma GCC unroll 2
             for (int v = 0; v < kPart; ++v) {
                 sum[i][v] += x * column[v];
             }
         }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < kKeys; ++i) {
+#pragma GCC unroll 2
         for (int v = 0; v < kPart; ++v) {
             store(out + (first + i) * kLead + v * kLanes, sum[i][v]);
         }
@@ -72,7 +84,9 @@ inline void weighted_tile(Rows rows, int count, const float* weights, const floa
                           float* sums) {
     constexpr int kLead = kVecs * kLanes;
     vfloat sum[kDims][kPart];
+#pragma GCC unroll 8
     for (int d = 0; d < kDims; ++d) {
+#pragma GCC unroll 2
         for (int v = 0; v < kPart; ++v) {
             sum[d][v] = load(sums + d * kLead + v * kLanes);
             if (factor) {
@@ -82,19 +96,23 @@ inline void weighted_tile(Rows rows, int count, const float* weights, const floa
     }
     for (int i = 0; i < count; ++i) {
         vfloat weight[kPart];
+#pragma GCC unroll 2
         for (int v = 0; v < kPart; ++v) {
             weight[v] = load(weights + i * kLead + v * kLanes);
         }
         const float* row = rows.data + i * rows.stride;
-#pragma GCC unroll 16
+#pragma GCC unroll 8
         for (int d = 0; d < kDims; ++d) {
             const float x = row[d];
+#pragma GCC unroll 2
             for (int v = 0; v < kPart; ++v) {
                 sum[d][v] += x * weight[v];
             }
         }
     }
+#pragma GCC unroll 8
     for (int d = 0; d < kDims; ++d) {
+#pragma GCC unroll 2
         for (int v = 0; v < kPart; ++v) {
             store(sums + d * kLead + v * kLanes, sum[d][v]);
         }
@@ -120,11 +138,10 @@ __attribute__((noinline)) void add_weighted(Rows rows, int count, const float* w
 }
 
 // What the lanes of a strip see of a key space: [begin, end) and [0, context), positions.
-template <int kVecs>
 struct Spans {
-    int32_t begin[kVecs * kLanes] = {}, end[kVecs * kLanes] = {};
+    int32_t begin[kStripRows] = {}, end[kStripRows] = {};
     int64_t context = 0;
-    // Over the lanes that see anything.
+    // Over the lanes that were set.
     int64_t least_begin = INT64_MAX, most_begin = 0, least_end = INT64_MAX, most_end = 0;
 
     void set(int lane, Span s) {
@@ -141,7 +158,7 @@ struct Spans {
     bool blind(int64_t first, int64_t count) const {
         return first >= context && first + count <= least_begin;
     }
-    // Every lane of the first `rows` sees all of them.
+    // Every lane that was set sees all of them.
     bool full(int64_t first, int64_t count) const {
         return first + count <= context || (most_begin <= first && first + count <= least_end);
     }
@@ -155,19 +172,17 @@ struct Spans {
 
 inline vfloat logistic(vfloat x) { return 1.0f / (1.0f + exp2(x * -1.44269504f)); }
 
-// The running sums of a strip: out[d][lane] = sum of weight * value, and for softmax the largest
+// The running sums of a strip: sums[d][lane] = sum of weight * value, and for softmax the largest
 // score and the sum of weights below it, in powers of two.
-template <int kVecs>
 struct Running {
-    float* sums;  // [value_dim][16 kVecs]
-    vfloat peak[kVecs], weight[kVecs];
+    alignas(64) float peak[kStripRows], weight[kStripRows];
+    alignas(64) float sums[kMaxDim * kStripRows];  // [value_dim][16 kVecs]
 
-    void clear(float* memory, int64_t value_dim) {
-        sums = memory;
-        memset(sums, 0, sizeof(float) * value_dim * kVecs * kLanes);
-        for (int v = 0; v < kVecs; ++v) {
-            peak[v] = broadcast(-kInfinity);
-            weight[v] = broadcast(0.0f);
+    void clear(int64_t value_dim) {
+        memset(sums, 0, sizeof(float) * value_dim * kStripRows);
+        for (int lane = 0; lane < kStripRows; ++lane) {
+            peak[lane] = -kInfinity;
+            weight[lane] = 0.0f;
         }
     }
 };
@@ -176,12 +191,13 @@ struct Running {
 // sums to it. A lane that sees no key keeps its state bit by bit.
 template <int kVecs>
 __attribute__((noinline)) void softmax_block(float* scores, int count, int64_t first,
-                                             const Spans<kVecs>& spans, bool full,
-                                             Running<kVecs>& run, float* factor) {
+                                             const Spans& spans, bool full, Running& run,
+                                             float* factor) {
     constexpr int kLead = kVecs * kLanes;
     for (int v = 0; v < kVecs; ++v) {
         float* column = scores + v * kLanes;
-        vfloat peak = run.peak[v];
+        const vfloat old_peak = load(run.peak + v * kLanes);
+        vfloat peak = old_peak;
         for (int i = 0; i < count; ++i) {
             vfloat s = load(column + i * kLead);
             if (!full) {
@@ -191,8 +207,8 @@ __attribute__((noinline)) void softmax_block(float* scores, int count, int64_t f
             peak = s > peak ? s : peak;
         }
         const vfloat base = peak == -kInfinity ? broadcast(0.0f) : peak;
-        const vfloat move = exp2(run.peak[v] - base);
-        vfloat even = run.weight[v] * move, odd = broadcast(0.0f);
+        const vfloat move = exp2(old_peak - base);
+        vfloat even = load(run.weight + v * kLanes) * move, odd = broadcast(0.0f);
         int i = 0;
         for (; i + 1 < count; i += 2) {
             const vfloat a = exp2(load(column + i * kLead) - base);
@@ -207,15 +223,15 @@ __attribute__((noinline)) void softmax_block(float* scores, int count, int64_t f
             store(column + i * kLead, a);
             even += a;
         }
-        run.peak[v] = peak;
-        run.weight[v] = even + odd;
+        store(run.peak + v * kLanes, peak);
+        store(run.weight + v * kLanes, even + odd);
         store(factor + v * kLanes, move);
     }
 }
 
 template <int kVecs>
 __attribute__((noinline)) void silu_block(float* scores, int count, int64_t first,
-                                          const Spans<kVecs>& spans, bool full) {
+                                          const Spans& spans, bool full) {
     constexpr int kLead = kVecs * kLanes;
     for (int i = 0; i < count; ++i) {
         for (int v = 0; v < kVecs; ++v) {

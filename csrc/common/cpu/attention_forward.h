@@ -1,5 +1,6 @@
-// Forward pass of every attention op: one task per strip of up to 32 rows and head. K and V are
-// read once per strip; bound by arithmetic, 4 * rows * keys * head_dim.
+// Forward pass of every attention op: one task per head and section of up to 128 rows, which go
+// through the keys together in strips of 32. Bound by arithmetic, 4 * rows * keys * head_dim; K and
+// V are read once per task.
 #pragma once
 
 #include <cmath>
@@ -13,131 +14,206 @@ namespace {
 constexpr float kLog2e = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;
 
-template <typename T, int kVecs>
 struct ForwardStrip {
-    static constexpr int kLead = kVecs * kLanes;
-    alignas(64) float columns[kMaxDim * kLead];  // q, transposed and scaled
-    alignas(64) float sums[kMaxDim * kLead];
-    alignas(64) float part_sums[kMaxDim * kLead];
-    alignas(64) float scores[kBlockKeys * kLead];
-    alignas(64) float factor[kLead];
-    alignas(64) float k_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
-    alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
+    Section section;
+    Spans spans;    // on the history
+    Running total;  // of the parts merged so far; history rows have one part only
+    Running part;
+    alignas(64) float columns[kMaxDim * kStripRows];  // q, transposed and scaled
 
-    void block(const AttentionInputs& p, const T* k, int64_t k_stride, const T* v, int64_t v_stride,
-               int64_t first, int count, const Spans<kVecs>& spans, bool full,
-               Running<kVecs>& run) {
-        dots<kVecs>(rows_of(k, k_stride, count, p.head_dim, k_buffer), count, columns, p.head_dim,
-                    scores);
-        if (p.silu) {
-            silu_block<kVecs>(scores, count, first, spans, full);
-        } else {
-            softmax_block<kVecs>(scores, count, first, spans, full, run, factor);
+    int64_t keys() const { return spans.keys(); }
+    bool narrow() const { return section.rows <= 16; }
+};
+
+template <typename T>
+class ForwardTask {
+  public:
+    ForwardTask(const AttentionInputs& inputs, const Section& section, int64_t query_head)
+        : p(inputs),
+          s(inputs.batch.sequences[section.sequence]),
+          head(query_head),
+          targets(section.targets),
+          k(source<T>(p.k, p.k_pages, p.k_row, p.k_head, p.head_dim, kv_head(), p, s)),
+          v(source<T>(p.v, p.v_pages, p.v_row, p.v_head, p.value_dim, kv_head(), p, s)) {
+        for (int first = 0; first < section.rows; first += kStripRows) {
+            const int left = section.rows - first;
+            begin(strips[count++], {.sequence = section.sequence,
+                                    .rows = left < kStripRows ? left : kStripRows,
+                                    .first = section.first + first,
+                                    .targets = section.targets});
         }
-        add_weighted<kVecs>(rows_of(v, v_stride, count, p.value_dim, v_buffer), count, scores,
-                            p.silu ? nullptr : factor, p.value_dim, run.sums);
     }
 
-    void history(const AttentionInputs& p, const Source<T>& k, const Source<T>& v,
-                 const Spans<kVecs>& spans, int64_t begin, int64_t end, Running<kVecs>& run) {
+    void run() {
+        if (!targets) {
+            history(0, last_key(), &ForwardStrip::total);
+        } else {
+            for (int64_t first = 0; first < last_key(); first += kChunkKeys) {
+                for_strips([&](ForwardStrip& strip) { strip.part.clear(p.value_dim); });
+                history(first, first + kChunkKeys, &ForwardStrip::part);
+                for_strips([&](ForwardStrip& strip) { merge(strip); });
+            }
+            for_strips([&](ForwardStrip& strip) {
+                strip.part.clear(p.value_dim);
+                own_group(strip);
+                merge(strip);
+            });
+        }
+        for_strips([&](ForwardStrip& strip) {
+            strip.narrow() ? finish<16 / kLanes>(strip) : finish<32 / kLanes>(strip);
+        });
+    }
+
+  private:
+    int64_t kv_head() const { return head / (p.heads / p.kv_heads); }
+    int64_t last_key() const {
+        int64_t last = 0;
+        for (int i = 0; i < count; ++i) {
+            last = strips[i].keys() > last ? strips[i].keys() : last;
+        }
+        return last;
+    }
+    template <typename F>
+    void for_strips(const F& f) {
+        for (int i = 0; i < count; ++i) {
+            f(strips[i]);
+        }
+    }
+
+    void begin(ForwardStrip& strip, const Section& section) {
+        strip.section = section;
+        strip.spans = history_spans(p.batch, section, s);
+        strip.total.clear(p.value_dim);
+        const T* q = static_cast<const T*>(p.q) + strip_row(section, s) * p.q_row + head * p.q_head;
+        const float scale = p.silu ? p.scale : p.scale * kLog2e;
+        if (strip.narrow()) {
+            load_columns<16 / kLanes>(q, p.q_row, section.rows, p.head_dim, scale, strip.columns);
+        } else {
+            load_columns<32 / kLanes>(q, p.q_row, section.rows, p.head_dim, scale, strip.columns);
+        }
+    }
+
+    // Every strip over the history it sees in [begin, end), block by block.
+    void history(int64_t begin, int64_t end, Running ForwardStrip::* run) {
+        end = end < last_key() ? end : last_key();
         for (int64_t first = begin; first < end; first += kBlockKeys) {
-            if (!spans.blind(first, kBlockKeys)) {
-                const int count =
-                    static_cast<int>(end - first < kBlockKeys ? end - first : kBlockKeys);
-                block(p, k.block(first), k.block_stride(), v.block(first), v.block_stride(), first,
-                      count, spans, spans.full(first, count), run);
-            }
-        }
-    }
-
-    // `run` and then `part`, per lane; a part that saw nothing changes no bit.
-    void merge(const AttentionInputs& p, Running<kVecs>& run, const Running<kVecs>& part) {
-        for (int v = 0; v < kVecs; ++v) {
-            const vfloat peak = part.peak[v] > run.peak[v] ? part.peak[v] : run.peak[v];
-            const vfloat base = peak == -kInfinity ? broadcast(0.0f) : peak;
-            const vfloat one = broadcast(1.0f);
-            const vfloat a = p.silu ? one : exp2(run.peak[v] - base);
-            const vfloat b = p.silu ? one : exp2(part.peak[v] - base);
-            run.peak[v] = peak;
-            run.weight[v] = run.weight[v] * a + part.weight[v] * b;
-            for (int64_t d = 0; d < p.value_dim; ++d) {
-                const int64_t at = d * kLead + v * kLanes;
-                store(run.sums + at, load(run.sums + at) * a + load(part.sums + at) * b);
-            }
-        }
-    }
-
-    void run(const AttentionInputs& p, const Strip& strip, int64_t head) {
-        const Sequence& s = p.batch.sequences[strip.sequence];
-        const int64_t kv_head = head / (p.heads / p.kv_heads);
-        const auto k = source<T>(p.k, p.k_pages, p.k_row, p.k_head, p.head_dim, kv_head, p, s);
-        const auto v = source<T>(p.v, p.v_pages, p.v_row, p.v_head, p.value_dim, kv_head, p, s);
-        const int64_t row = strip_row(strip, s);
-        load_columns<kVecs>(static_cast<const T*>(p.q) + row * p.q_row + head * p.q_head, p.q_row,
-                            strip.rows, p.head_dim, p.silu ? p.scale : p.scale * kLog2e, columns);
-        const Spans<kVecs> spans = history_spans<kVecs>(p.batch, strip, s);
-        Running<kVecs> total;
-        total.clear(sums, p.value_dim);
-        if (strip.targets) {
-            Running<kVecs> part;
-            for (int64_t first = 0; first < spans.keys(); first += kChunkKeys) {
-                if (spans.blind(first, kChunkKeys)) {
-                    continue;
+            Rows keys{}, values{};
+            for_strips([&](ForwardStrip& strip) {
+                if (first >= strip.keys() || strip.spans.blind(first, kBlockKeys)) {
+                    return;
                 }
-                const int64_t end = first + kChunkKeys;
-                part.clear(part_sums, p.value_dim);
-                history(p, k, v, spans, first, end < spans.keys() ? end : spans.keys(), part);
-                merge(p, total, part);
-            }
-            part.clear(part_sums, p.value_dim);
-            for_group_blocks<kVecs>(
-                p.batch, strip, s, [&](int64_t first, int count, const Spans<kVecs>& own) {
-                    block(p, k.targets + first * k.stride, k.stride, v.targets + first * v.stride,
-                          v.stride, first, count, own, false, part);
-                });
-            merge(p, total, part);
-        } else {
-            history(p, k, v, spans, 0, spans.keys(), total);
+                if (!keys.data) {
+                    const int loaded = block_size(end - first);
+                    keys = rows_of(k.block(first), k.block_stride(), loaded, p.head_dim, k_buffer);
+                    values =
+                        rows_of(v.block(first), v.block_stride(), loaded, p.value_dim, v_buffer);
+                }
+                const int size = block_size(strip.keys() - first);
+                block(strip, keys, values, first, size, strip.spans, strip.spans.full(first, size),
+                      strip.*run);
+            });
         }
-        finish(p, strip, head, row, total);
     }
 
-    void finish(const AttentionInputs& p, const Strip& strip, int64_t head, int64_t row,
-                const Running<kVecs>& total) {
-        for (int i = 0; i < strip.rows; ++i) {
-            const float weight = total.weight[i / kLanes][i % kLanes];
+    void own_group(ForwardStrip& strip) {
+        for_group_blocks(p.batch, strip.section, s, [&](int64_t first, int size, const Spans& own) {
+            block(strip,
+                  rows_of(k.targets + first * k.stride, k.stride, size, p.head_dim, k_buffer),
+                  rows_of(v.targets + first * v.stride, v.stride, size, p.value_dim, v_buffer),
+                  first, size, own, false, strip.part);
+        });
+    }
+
+    static int block_size(int64_t left) {
+        return static_cast<int>(left < kBlockKeys ? left : kBlockKeys);
+    }
+
+    void block(ForwardStrip& strip, Rows keys, Rows values, int64_t first, int size,
+               const Spans& spans, bool full, Running& run) {
+        if (strip.narrow()) {
+            block<16 / kLanes>(strip.columns, keys, values, first, size, spans, full, run);
+        } else {
+            block<32 / kLanes>(strip.columns, keys, values, first, size, spans, full, run);
+        }
+    }
+
+    template <int kVecs>
+    void block(const float* columns, Rows keys, Rows values, int64_t first, int size,
+               const Spans& spans, bool full, Running& run) {
+        dots<kVecs>(keys, size, columns, p.head_dim, scores);
+        if (p.silu) {
+            silu_block<kVecs>(scores, size, first, spans, full);
+        } else {
+            softmax_block<kVecs>(scores, size, first, spans, full, run, factor);
+        }
+        add_weighted<kVecs>(values, size, scores, p.silu ? nullptr : factor, p.value_dim, run.sums);
+    }
+
+    // The total and then the part, per lane; a part that saw nothing changes no bit.
+    void merge(ForwardStrip& strip) {
+        Running &total = strip.total, &part = strip.part;
+        const int lead = strip.narrow() ? 16 : 32;
+        for (int lane = 0; lane < lead; lane += kLanes) {
+            const vfloat a_peak = load(total.peak + lane), b_peak = load(part.peak + lane);
+            const vfloat peak = b_peak > a_peak ? b_peak : a_peak;
+            const vfloat base = peak == -kInfinity ? broadcast(0.0f) : peak;
+            const vfloat a = p.silu ? broadcast(1.0f) : exp2(a_peak - base);
+            const vfloat b = p.silu ? broadcast(1.0f) : exp2(b_peak - base);
+            store(total.peak + lane, peak);
+            store(total.weight + lane,
+                  load(total.weight + lane) * a + load(part.weight + lane) * b);
+            for (int64_t at = lane; at < p.value_dim * lead; at += lead) {
+                store(total.sums + at, load(total.sums + at) * a + load(part.sums + at) * b);
+            }
+        }
+    }
+
+    template <int kVecs>
+    void finish(const ForwardStrip& strip) {
+        const int64_t row = strip_row(strip.section, s);
+        for (int i = 0; i < strip.section.rows; ++i) {
+            const float weight = strip.total.weight[i];
             factor[i] = !p.silu          ? 1.0f / weight
                         : p.score_scales ? p.score_scales[row + i]
                                          : p.score_scale;
             if (p.lse) {
-                p.lse[(row + i) * p.heads + head] =
-                    total.peak[i / kLanes][i % kLanes] * kLn2 + logf(weight);
+                p.lse[(row + i) * p.heads + head] = strip.total.peak[i] * kLn2 + logf(weight);
             }
         }
         const int64_t stride = p.heads * p.value_dim;
-        store_columns<kVecs>(total.sums, factor, strip.rows, p.value_dim,
+        store_columns<kVecs>(strip.total.sums, factor, strip.section.rows, p.value_dim,
                              static_cast<T*>(p.out) + row * stride + head * p.value_dim, stride);
     }
+
+    const AttentionInputs& p;
+    const Sequence& s;
+    const int64_t head;
+    const bool targets;
+    const Source<T> k, v;
+    int count = 0;
+    ForwardStrip strips[kTaskRows / kStripRows];
+    alignas(64) float scores[kBlockKeys * kStripRows];
+    alignas(64) float factor[kStripRows];
+    alignas(64) float k_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
+    alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
 };
 
-template <typename T>
-inline void forward_task(const AttentionInputs& p, int64_t task) {
-    const Strip& strip = p.strips[task / p.heads];
-    if (strip.rows <= 16) {
-        ForwardStrip<T, 16 / kLanes> work;
-        work.run(p, strip, task % p.heads);
-    } else {
-        ForwardStrip<T, 32 / kLanes> work;
-        work.run(p, strip, task % p.heads);
-    }
-}
-
+// The sections of one sequence and head follow each other, so that its keys stay in cache.
 inline void attention_forward(const AttentionInputs& p) {
-    parallel_for(p.num_strips * p.heads, p.threads, [&](int64_t task) {
+    const int64_t* offsets = p.section_offsets;
+    parallel_for(offsets[p.batch.batch] * p.heads, p.threads, [&](int64_t task) {
+        int64_t low = 0, high = p.batch.batch;
+        while (high - low > 1) {
+            const int64_t middle = (low + high) / 2;
+            (offsets[middle] * p.heads <= task ? low : high) = middle;
+        }
+        const int64_t sections = offsets[low + 1] - offsets[low];
+        const int64_t i = task - offsets[low] * p.heads;
+        const Section& section = p.sections[offsets[low] + i % sections];
         if (p.dtype == DType::kFloat32) {
-            forward_task<float>(p, task);
+            ForwardTask<float>(p, section, i / sections).run();
         } else {
-            forward_task<bfloat16>(p, task);
+            ForwardTask<bfloat16>(p, section, i / sections).run();
         }
     });
 }

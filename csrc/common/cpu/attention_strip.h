@@ -47,7 +47,11 @@ inline Source<T> source(const void* data, const void* pool, int64_t row, int64_t
 inline Rows rows_of(const float* x, int64_t stride, int, int64_t, float*) { return {x, stride}; }
 inline Rows rows_of(const bfloat16* x, int64_t stride, int count, int64_t dim, float* buffer) {
     for (int i = 0; i < count; ++i) {
-        for (int64_t d = 0; d < dim; ++d) {
+        int64_t d = 0;
+        for (; d + kLanes <= dim; d += kLanes) {
+            store(buffer + i * dim + d, load(x + i * stride + d));
+        }
+        for (; d < dim; ++d) {
             buffer[i * dim + d] = to_float(x[i * stride + d]);
         }
     }
@@ -56,40 +60,63 @@ inline Rows rows_of(const bfloat16* x, int64_t stride, int count, int64_t dim, f
 
 // out[d][lane] = factor * row lane's element d; lanes past `count` are zero.
 template <int kVecs, typename T>
-inline void load_columns(const T* x, int64_t stride, int count, int64_t dim, float factor,
-                         float* out) {
+__attribute__((noinline)) void load_columns(const T* x, int64_t stride, int count, int64_t dim,
+                                            float factor, float* out) {
     constexpr int kLead = kVecs * kLanes;
-    for (int64_t d = 0; d < dim; ++d) {
-        for (int i = 0; i < count; ++i) {
-            out[d * kLead + i] = factor * to_float(x[i * stride + d]);
-        }
-        for (int i = count; i < kLead; ++i) {
-            out[d * kLead + i] = 0.0f;
+    for (int v = 0; v < kVecs; ++v) {
+        for (int64_t d = 0; d < dim; d += kLanes) {
+            const int left = static_cast<int>(dim - d < kLanes ? dim - d : kLanes);
+            vfloat tile[kLanes];
+            for (int i = 0; i < kLanes; ++i) {
+                const int row = v * kLanes + i;
+                const T* p = x + row * stride + d;
+                tile[i] = row >= count    ? vfloat{}
+                          : left < kLanes ? factor * load_first(p, left)
+                                          : factor * load(p);
+            }
+            transpose(tile);
+            for (int i = 0; i < left; ++i) {
+                store(out + (d + i) * kLead + v * kLanes, tile[i]);
+            }
         }
     }
 }
 
-// row lane's element d = factor[lane] * columns[d][lane].
+// Row lane's element d = factor[lane] * columns[d][lane].
 template <int kVecs, typename T>
-inline void store_columns(const float* columns, const float* factor, int count, int64_t dim, T* x,
-                          int64_t stride) {
+__attribute__((noinline)) void store_columns(const float* columns, const float* factor, int count,
+                                             int64_t dim, T* x, int64_t stride) {
     constexpr int kLead = kVecs * kLanes;
-    for (int i = 0; i < count; ++i) {
-        for (int64_t d = 0; d < dim; ++d) {
-            from_float(factor[i] * columns[d * kLead + i], x + i * stride + d);
+    for (int v = 0; v < kVecs && v * kLanes < count; ++v) {
+        const vfloat scale = load(factor + v * kLanes);
+        for (int64_t d = 0; d < dim; d += kLanes) {
+            const int left = static_cast<int>(dim - d < kLanes ? dim - d : kLanes);
+            vfloat tile[kLanes];
+            for (int i = 0; i < kLanes; ++i) {
+                tile[i] =
+                    i < left ? load(columns + (d + i) * kLead + v * kLanes) * scale : vfloat{};
+            }
+            transpose(tile);
+            for (int i = 0; i < kLanes && v * kLanes + i < count; ++i) {
+                T* p = x + (v * kLanes + i) * stride + d;
+                if (left < kLanes) {
+                    store_first(p, tile[i], left);
+                } else {
+                    store(p, tile[i]);
+                }
+            }
         }
     }
 }
 
 // First row of the strip in q.
-inline int64_t strip_row(const Strip& strip, const Sequence& s) {
+inline int64_t strip_row(const Section& strip, const Sequence& s) {
     return s.first_row + strip.first - s.cached +
            (strip.targets ? s.history : static_cast<int64_t>(0));
 }
 
-template <int kVecs>
-inline Spans<kVecs> history_spans(const Batch& b, const Strip& strip, const Sequence& s) {
-    Spans<kVecs> spans;
+inline Spans history_spans(const Batch& b, const Section& strip, const Sequence& s) {
+    Spans spans;
     for (int i = 0; i < strip.rows; ++i) {
         spans.set(i, strip.targets ? target_span(b, s.first_target + strip.first + i)
                                    : history_span(b, s, strip.first + i));
@@ -101,11 +128,11 @@ inline Spans<kVecs> history_spans(const Batch& b, const Strip& strip, const Sequ
 // f(first, count, spans) for each group of targets in the strip and each block of 64 of its keys,
 // numbered within the sequence's targets; the blocks start at the group's first target. Lanes of
 // other groups see nothing.
-template <int kVecs, typename F>
-inline void for_group_blocks(const Batch& b, const Strip& strip, const Sequence& s, const F& f) {
+template <typename F>
+inline void for_group_blocks(const Batch& b, const Section& strip, const Sequence& s, const F& f) {
     for (int i = 0; i < strip.rows;) {
         const int64_t begin = b.group_begin[s.first_target + strip.first + i];
-        Spans<kVecs> spans;
+        Spans spans;
         for (; i < strip.rows; ++i) {
             const int64_t target = s.first_target + strip.first + i;
             if (b.group_begin[target] != begin) {

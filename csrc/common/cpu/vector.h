@@ -45,6 +45,12 @@ inline vfloat load(const bfloat16* p) {
     return reinterpret_cast<vfloat>(__builtin_convertvector(half, vuint) << 16);
 }
 inline void store(float* p, vfloat x) { *reinterpret_cast<vfloat_unaligned*>(p) = x; }
+inline void store(bfloat16* p, vfloat x) {
+    const vuint bits = reinterpret_cast<vuint>(x);
+    const vuint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const vuint out = x == x ? rounded : (bits >> 16) | 0x40u;
+    *reinterpret_cast<vhalf_unaligned*>(p) = __builtin_convertvector(out, vhalf);
+}
 
 // The first n lanes; the others are zero and their memory is not touched.
 template <typename T>
@@ -54,6 +60,58 @@ inline vfloat load_first(const T* p, int n) {
         lanes[i] = to_float(p[i]);
     }
     return load(lanes);
+}
+
+// The first n lanes only.
+template <typename T>
+inline void store_first(T* p, vfloat x, int n) {
+    float lanes[kLanes];
+    store(lanes, x);
+    for (int i = 0; i < n; ++i) {
+        from_float(lanes[i], p + i);
+    }
+}
+
+// a0 b0 a1 b1 ..., the first and the second half of them.
+#if defined(__AVX512F__)
+inline vfloat interleave_low(vfloat a, vfloat b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+inline vfloat interleave_high(vfloat a, vfloat b) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                   31);
+}
+#elif defined(__AVX2__)
+inline vfloat interleave_low(vfloat a, vfloat b) {
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+inline vfloat interleave_high(vfloat a, vfloat b) {
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+#else
+inline vfloat interleave_low(vfloat a, vfloat b) {
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+inline vfloat interleave_high(vfloat a, vfloat b) {
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+#endif
+
+// Rows become columns: interleaving row i with row i + half, log2(lanes) times.
+__attribute__((always_inline)) inline void transpose(vfloat (&rows)[kLanes]) {
+#pragma GCC unroll 4
+    for (int step = 1; step < kLanes; step *= 2) {
+        vfloat next[kLanes];
+#pragma GCC unroll 8
+        for (int i = 0; i < kLanes / 2; ++i) {
+            next[2 * i] = interleave_low(rows[i], rows[i + kLanes / 2]);
+            next[2 * i + 1] = interleave_high(rows[i], rows[i + kLanes / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+            rows[i] = next[i];
+        }
+    }
 }
 
 inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }

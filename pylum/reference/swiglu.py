@@ -1,0 +1,10 @@
+"""Reference of :func:`pylum.ops.swiglu`."""
+
+from __future__ import annotations
+
+import torch
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.double().chunk(2, 1)
+    return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
