@@ -37,6 +37,7 @@ def pretrain(
     warmup: int = 100,
     clip: float = 1.0,
     patience: int = 10,
+    valid_time: bool = False,
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
@@ -70,6 +71,8 @@ def pretrain(
         schedule: after ``warmup`` steps, ``"cosine"`` to 2 % of ``lr``, or ``"constant"``;
             ``"auto"``: cosine where the number of epochs is known.
         clip: largest norm of the gradient.
+        valid_time: ask the validation targets with their time, as ``query_time`` does in
+            serving; else with an unknown one.
         seed: of initial weights, order, windows, dropout and negatives.
         device: ``"auto"``: a GPU where the kernels run on it, else the CPU.
         precision: ``"float32"``, ``"bfloat16"`` (autocast, float32 weights), or ``"auto"``:
@@ -124,10 +127,11 @@ def pretrain(
                 batch_events=max(1, batch_tokens // 2),
                 seed=seed,
                 remove_seen=train.repeat_share <= 0.05,
+                query_time=valid_time,
             )
         objective = Objective.of(negatives, train.events, len(train.vocabs.items))
         run = Run(model, recipe, objective, train.events, validation, autocast, tokens)
-        run.identity = _identity(cfg, train, valid, recipe, negatives, precision)
+        run.identity = _identity(cfg, train, valid, recipe, negatives, precision, valid_time)
         if resume is not None:
             run.restore(resume)
         with Reporter(progress, tensorboard, on_epoch) as reporter:
@@ -193,12 +197,13 @@ def _identity(
     recipe: Recipe,
     negatives: str | int,
     precision: str,
+    valid_time: bool,
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be resumed, as JSON."""
     return {
         "config": cfg.to_json(),
         "data": [train.fingerprint, train.protocol, train.part, train.num_targets],
-        "valid": valid is not None and [valid.fingerprint, valid.protocol, valid.part],
+        "valid": valid is not None and [valid.fingerprint, valid.protocol, valid.part, valid_time],
         "recipe": recipe.to_json(),
         "negatives": negatives,
         "precision": precision,
