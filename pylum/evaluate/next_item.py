@@ -21,7 +21,7 @@ from pylum.evaluate.scoring import (
     targets_of,
     training_part,
 )
-from pylum.generation.generate import BATCH_TOKENS
+from pylum.generation.request import BATCH_TOKENS
 from pylum.model import LUM
 
 PROTOCOLS = ("loo-full", "global-time")

@@ -1,6 +1,6 @@
 """Asking a model: :func:`generate` and what it gives back."""
 
-from pylum.generation.generate import generate, generate_batches
+from pylum.generation.request import generate, generate_batches
 from pylum.generation.result import Generation
 from pylum.model import LUM
 

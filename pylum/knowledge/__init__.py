@@ -1,6 +1,6 @@
 """Knowledge of users as of moments: :func:`query` makes it, rankers read it."""
 
+from pylum.knowledge.build import query
 from pylum.knowledge.knowledge import Knowledge
-from pylum.knowledge.query import query
 
 __all__ = ["Knowledge", "query"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pylum
 from pylum import ANY, Histories, Knowledge, generate, query
-from pylum.knowledge import query as query_function
+from pylum.knowledge import build
 from pylum.knowledge.as_of import visible_before
 from tests.serving.worlds import SCENES, data, history, item_table, model
 from tests.tolerance import MODEL
@@ -198,10 +198,10 @@ def test_save_and_load(tmp_path, dtype):
 
 def test_interrupted_work_is_resumed(tmp_path, monkeypatch):
     """Promise 9: finished parts are kept, no half file is left, and only the rest is computed."""
-    module = __import__("pylum.knowledge.query", fromlist=["query"])
-    monkeypatch.setattr(module, "PART_QUESTIONS", 60)
+
+    monkeypatch.setattr(build, "PART_QUESTIONS", 60)
     arguments = {"at": "each", "batch_tokens": 80, "out": tmp_path / "k"}
-    real, calls = module.answer_prefixes, []
+    real, calls = build.answer_prefixes, []
 
     def counting(*given, **more):
         for index, answers in real(*given, **more):
@@ -210,7 +210,7 @@ def test_interrupted_work_is_resumed(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield index, answers
 
-    monkeypatch.setattr(module, "answer_prefixes", counting)
+    monkeypatch.setattr(build, "answer_prefixes", counting)
     stop = 0
     whole = query(model(), data(), ASK, at="each", batch_tokens=80)
     passes = len(calls)
@@ -292,4 +292,4 @@ def test_new_items(tmp_path):
 def test_errors(arguments, error, message):
     arguments = {"model": model(), "data": {"u": history(3)}, **arguments}
     with pytest.raises(error, match=message):
-        query_function(**arguments)
+        query(**arguments)

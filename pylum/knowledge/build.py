@@ -20,9 +20,9 @@ from pylum.conditions import Conditions, normalise
 from pylum.data.events import Events
 from pylum.data.histories import OnUnknown
 from pylum.generation.catalogue import catalogue
-from pylum.generation.generate import BATCH_TOKENS
 from pylum.generation.inputs import coded_histories
 from pylum.generation.prefixes import Plan, PrefixQuestions, answer_prefixes, plan, spans
+from pylum.generation.request import BATCH_TOKENS
 from pylum.knowledge import store
 from pylum.knowledge.as_of import Moments, moments, visible_before
 from pylum.knowledge.knowledge import Knowledge
