@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,26 @@ class LUM(nn.Module):
         self.item_answer = _linear(config.width, config.dim)
         self.record = TrainingRecord()
         self._fingerprint: tuple[Any, str] | None = None
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LUM:
+        """Move or cast. Angles, and numbers of items and how to standardise them, stay float32.
+
+        bfloat16 has no 1994 and no position 257; only the vectors of items, which may be large,
+        follow the weights.
+        """
+        kept = {
+            name: buffer
+            for name, buffer in self.named_buffers()
+            if buffer.dtype == torch.float32 and not (buffer.dim() == 2 and ".column_" in name)
+        }
+        super()._apply(fn, recurse)
+        for name, old in kept.items():
+            path, _, leaf = name.rpartition(".")
+            buffers = self.get_submodule(path)._buffers
+            new = buffers[leaf]
+            if new is not None and new.element_size() < old.element_size():
+                buffers[leaf] = old.to(new.device)
+        return self
 
     @property
     def dim(self) -> int:

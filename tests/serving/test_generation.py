@@ -99,6 +99,7 @@ def test_bfloat16_stays_within_its_bound():
     """Promise 2 in bfloat16: grouped, packed, cached and alone."""
     half = copy.deepcopy(model()).to(torch.bfloat16)
     bound = MODEL[torch.bfloat16]
+    full = generate(model(), data(), {"scene": SCENES}, k=3)
     together = generate(half, data(), {"scene": SCENES}, k=3)
     cache = pylum.UserCache(half, 4096)
     generate(half, data(), {"scene": []}, cache=cache)
@@ -114,6 +115,8 @@ def test_bfloat16_stays_within_its_bound():
     assert together.embeddings.dtype == together.scores.dtype == torch.float32
     for other in (cached.embeddings, alone):
         torch.testing.assert_close(other, together.embeddings, atol=bound, rtol=0)
+    cosine = torch.nn.functional.cosine_similarity(together.embeddings, full.embeddings)
+    assert cosine.min() > 1 - bound
 
 
 def test_scores_are_cosines_and_order_is_exact():
