@@ -25,9 +25,9 @@ def attention(
     """Each row attends within its sequence to the keys the mask lets it see.
 
     The weights are ``softmax(scale q.k)``, or ``silu(scale q.k) * score_scale`` (HSTU,
-    arXiv 2402.17152, section 3.2). A row's result does not depend, to the bit, on the other
-    sequences of the batch, on their number, or on threads; a target's not on other groups. Sums are
-    float32.
+    arXiv 2402.17152, section 3.2). To the bit, a row's result depends on the keys it sees and on
+    nothing else: not on the other sequences of the batch, their number, threads, nor on NaN among
+    the keys it does not see. Sums are float32. Gradients are deterministic.
 
     Args:
         q: ``[total, heads, head_dim]`` float32 or bfloat16, ``head_dim`` up to 256, last dimension

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import pylum
 from pylum.ops import Mask
 from pylum.ragged import lengths_to_offsets
+from pylum.reference.attention import sequence_mask
 from tests.ops.packed import Case, cases
 from tests.tolerance import assert_close
 
@@ -156,13 +157,26 @@ def test_threads_change_nothing():
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-def test_a_later_event_of_nan_moves_no_earlier_row():
-    case = Case([100], [0], [[]], None, None, None)
+@settings(deadline=None, max_examples=30)
+@given(cases(), st.randoms(use_true_random=False))
+def test_an_unseen_row_of_nan_moves_nothing(case, random):
     q, k, v = case.qkv()
-    clean = pylum.ops.attention(q, k, v, case.offsets)
-    v[70:] = torch.nan
-    k[70:] = torch.inf
-    assert torch.equal(pylum.ops.attention(q, k, v, case.offsets)[:64], clean[:64])
+    clean = pylum.ops.attention(q, k, v, case.offsets, case.mask(), **case.options)
+    b = random.choice([b for b, length in enumerate(case.lengths) if length] or [None])
+    if b is None:
+        return
+    broken = random.randrange(case.lengths[b])
+    first = int(case.offsets[b])
+    k[first + broken] = torch.nan
+    v[first + broken] = torch.inf
+    q[first + broken] = torch.nan
+    out = pylum.ops.attention(q, k, v, case.offsets, case.mask(), **case.options)
+    sees = sequence_mask(case.mask(), b, case.history[b], case.targets[b])[:, broken]
+    sees[broken] = True
+    kept = torch.ones(len(q), dtype=torch.bool)
+    kept[first : first + case.lengths[b]] = ~sees
+    assert torch.equal(out[kept], clean[kept])
+    assert out[~kept].isnan().flatten(1).all()
 
 
 def test_large_scores_stay_finite():

@@ -142,6 +142,28 @@ def test_has_no_gradient():
         out.sum().backward()
 
 
+def test_opcheck_and_one_graph():
+    case = Case([70, 3], [0, 0], [[1, 2], [1]], None, None, None)
+    q, k, v = case.qkv()
+    prefix = filled_prefix(case, k, v)
+    targets = [part for _, part in split(case, q, k, v)]
+    q, k, v = (torch.cat([part[i] for part in targets]) for i in range(3))
+    offsets = lengths_to_offsets(torch.tensor(case.targets))
+    mask = case.mask()
+    pages = (prefix.k, prefix.v, prefix.table, prefix.lengths)
+    numbers = (mask.num_context, mask.num_targets, mask.group_offsets, None, 0, 0, False, 0.25)
+    torch.library.opcheck(
+        torch.ops.pylum.prefix_attention.default, (q, k, v, offsets, *pages, *numbers, None, 0.0)
+    )
+
+    def call(q, k, v):
+        return pylum.ops.prefix_attention(q * 2, k, v, offsets, prefix, mask)
+
+    with torch.inference_mode():
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(q, k, v), call(q, k, v))
+
+
 def broken(**changes):
     case = Case([70, 3], [2, 0], [[1, 1], [1]], None, None, None)
     q, k, v = case.qkv()

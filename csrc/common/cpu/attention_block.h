@@ -243,5 +243,43 @@ __attribute__((noinline)) void silu_block(float* scores, int count, int64_t firs
     }
 }
 
+inline bool all_finite(Rows rows, int count, int64_t dim) {
+    vfloat zeros{};
+    float zero = 0.0f;
+    for (int i = 0; i < count; ++i) {
+        const float* row = rows.data + i * rows.stride;
+        int64_t d = 0;
+        for (; d + kLanes <= dim; d += kLanes) {
+            zeros += load(row + d) * 0.0f;
+        }
+        for (; d < dim; ++d) {
+            zero += row[d] * 0.0f;
+        }
+    }
+    return sum(zeros) + zero == 0.0f;
+}
+
+// add_weighted() where a row may hold NaN or infinity: lanes that do not see it keep their bits.
+template <int kVecs>
+__attribute__((noinline)) void add_seen(Rows rows, int count, int64_t first, const Spans& spans,
+                                        const float* weights, const float* factor, int64_t dim,
+                                        float* sums) {
+    constexpr int kLead = kVecs * kLanes;
+    for (int64_t at = 0; factor && at < dim * kLead; at += kLanes) {
+        store(sums + at, load(sums + at) * load(factor + at % kLead));
+    }
+    for (int i = 0; i < count; ++i) {
+        for (int v = 0; v < kVecs; ++v) {
+            const vint sees = spans.sees(v, first + i);
+            const vfloat weight = load(weights + i * kLead + v * kLanes);
+            for (int64_t d = 0; d < dim; ++d) {
+                float* at = sums + d * kLead + v * kLanes;
+                const vfloat old = load(at);
+                store(at, sees ? old + rows.data[i * rows.stride + d] * weight : old);
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace pylum

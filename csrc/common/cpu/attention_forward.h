@@ -146,7 +146,12 @@ class ForwardTask {
         } else {
             softmax_block<kVecs>(scores, size, first, spans, full, run, factor);
         }
-        add_weighted<kVecs>(values, size, scores, p.silu ? nullptr : factor, p.value_dim, run.sums);
+        const float* move = p.silu ? nullptr : factor;
+        if (full || all_finite(values, size, p.value_dim)) {
+            add_weighted<kVecs>(values, size, scores, move, p.value_dim, run.sums);
+        } else {
+            add_seen<kVecs>(values, size, first, spans, scores, move, p.value_dim, run.sums);
+        }
     }
 
     // The total and then the part, per lane; a part that saw nothing changes no bit.
