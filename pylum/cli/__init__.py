@@ -1,0 +1,50 @@
+"""The command line: Parquet in, Parquet out.
+
+Exit codes: 0 done, 1 a wrong input or a failure (the message says which), 2 wrong usage,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pylum.cli import ask, train
+from pylum.cli.demo import demo
+
+app = typer.Typer(
+    name="pylum",
+    help="Large User Model: pre-train on behaviours, ask under many conditions, feed a ranker.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.command()
+def info() -> None:
+    """What was built, what this machine offers and what was chosen; for bug reports."""
+    from pylum import show_config
+
+    typer.echo(show_config())
+
+
+app.command()(demo)
+app.command()(train.pretrain)
+app.command()(ask.generate)
+app.command()(ask.query)
+app.command()(ask.evaluate)
+
+
+def main() -> None:
+    """Entry point of the ``pylum`` command."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
+        typer.echo(f"pylum: {error}", err=True)
+        sys.exit(1)
