@@ -24,8 +24,9 @@ __all__ = ["Case", "ml_100k", "parquet", "run", "synthetic"]
 
 def run(case: Case, out: Path, *, seed: int = 0) -> None:
     """Train on ``case``, print what the model knows and costs, write model and plot to ``out``."""
-    console = Console(highlight=False)
-    console.print(f"[bold]{case.name}[/bold]: {case.data!r}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{case.name}[/bold]")
+    console.print(repr(case.data), markup=False, soft_wrap=True)
     train, valid, test = case.data.split(case.protocol)
     fitted = train.merged(valid)
     epochs: list[dict[str, Any]] = []

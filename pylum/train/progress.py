@@ -61,7 +61,8 @@ class Reporter:
 
     def begin_epoch(self, run: Run, events: int) -> None:
         self.begin, self.events = time.perf_counter(), 0
-        self.bar.reset(self.task, total=events, epoch=f"{run.epoch + 1}/{run.recipe.epochs}")
+        fields = {**self.bar.tasks[0].fields, "epoch": f"{run.epoch + 1}/{run.recipe.epochs}"}
+        self.bar.reset(self.task, total=events, **fields)
 
     def step(self, run: Run, events: int) -> None:
         self.events += events
