@@ -44,7 +44,7 @@ def synthetic(users: int, epochs: int) -> Case:
         "global-time",
         "scene",
         LUMConfig(dim=64, layers=2, dropout=0.0),
-        {"epochs": epochs},
+        {"epochs": epochs, "lr": 3e-3},
         world,
     )
 

@@ -25,6 +25,9 @@ GAP_RATIO = 0.301
 class ItemEncoder(nn.Module):
     """An item's id and features to one token.
 
+    An item that no training event has chosen is encoded with the unknown item's id and its own
+    features: its id was never trained, while "unknown id and features" was, by id dropout.
+
     Args:
         features: ``Schema.item_features``, with columns that have a row for each item.
         rows: items of the vocabulary, row 0 being the unknown item.
@@ -41,6 +44,7 @@ class ItemEncoder(nn.Module):
         super().__init__()
         width = config.width
         self.ids = _normal(rows, width)
+        self.register_buffer("chosen", torch.ones(rows, dtype=torch.bool))
         self.features = Features(schema.item_features, sizes, config.feature_dim, OOV_ROW)
         self.proj = _linear(width + self.features.width, width)
         self._ragged: list[str] = []
@@ -86,11 +90,13 @@ class ItemEncoder(nn.Module):
 
         Args:
             rows: ``[U]`` int64; None: every item.
-            unknown: ``[U]`` bool, items whose id is replaced by the unknown item's.
+            unknown: ``[U]`` bool, more items whose id is replaced by the unknown item's.
         """
         ids = self.ids if rows is None else nn.functional.embedding(rows, self.ids)
+        known = self.chosen if rows is None else self.chosen[rows]
         if unknown is not None:
-            ids = torch.where(unknown[:, None], self.ids[OOV_ROW], ids)
+            known = known & ~unknown
+        ids = torch.where(known[:, None], ids, self.ids[OOV_ROW])
         return self.encode(ids, self.columns(rows))
 
     def encode(self, ids: torch.Tensor, columns: Mapping[str, Column]) -> torch.Tensor:

@@ -12,7 +12,8 @@ from pylum.data.schema import Field
 from pylum.ragged import Ragged
 
 Column = torch.Tensor | Ragged
-INITIAL_SCALE = 0.02
+# Of every embedding alike: a field that began larger would drown the others for hundreds of steps.
+INITIAL_SCALE = 0.2
 
 
 class Features(nn.Module):
@@ -44,7 +45,7 @@ class Features(nn.Module):
                 self.tables[f.name] = _normal(rows[f.name], dim)
                 continue
             width = f.dim if f.kind == "vector" else 1
-            self.weights[f.name] = _normal(width, dim, scale=width**-0.5)
+            self.weights[f.name] = _normal(width, dim, scale=INITIAL_SCALE * width**-0.5)
             self.biases[f.name] = nn.Parameter(torch.zeros(dim))
             self.missing[f.name] = _normal(dim)
             if f.kind == "number":

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from pylum.data import Interactions
+from pylum.data import OOV_ROW, Interactions
 from pylum.model.config import LUMConfig
+from pylum.model.encoder import ItemEncoder
 from pylum.model.lum import LUM
 from pylum.model.record import TrainingRecord
 from pylum.train.objective import Objective
@@ -29,7 +30,7 @@ def pretrain(
     valid: Interactions | None = None,
     epochs: int | str = "auto",
     lr: float = 2e-3,
-    batch_tokens: int = 16_384,
+    batch_tokens: int | str = "auto",
     accumulate: int = 1,
     negatives: str | int = "auto",
     weight_decay: float = 0.01,
@@ -62,14 +63,15 @@ def pretrain(
         epochs: passes over ``train``. ``"auto"``: until ``patience`` epochs brought no better
             NDCG@10 (at most 200); 30 without ``valid``.
         lr: peak learning rate.
-        batch_tokens: tokens of a packed batch; it ends with the window that fills it.
+        batch_tokens: tokens of a packed batch; it ends with the window that fills it. ``"auto"``:
+            an epoch has about 64 batches of 2,048 to 16,384 tokens.
         accumulate: batches whose gradients make one step.
         negatives: ``"full"``: all items; ``"in_batch"``: the batch's and uniform ones, corrected
             by log q; a number: as many uniform ones; ``"auto"``: full up to 50,000 items, else
             in-batch.
         weight_decay: AdamW's, of everything but norms and biases.
-        schedule: after ``warmup`` steps, ``"cosine"`` to 2 % of ``lr``, or ``"constant"``;
-            ``"auto"``: cosine where the number of epochs is known.
+        schedule: after ``warmup`` steps, at most an epoch, ``"cosine"`` to 2 % of ``lr``, or
+            ``"constant"``; ``"auto"``: cosine where the number of epochs is known.
         clip: largest norm of the gradient.
         valid_time: ask the validation targets with their time, as ``query_time`` does in
             serving; else with an unknown one.
@@ -99,7 +101,7 @@ def pretrain(
         epochs=_epochs(epochs, valid),
         patience=patience if epochs == "auto" and valid is not None else None,
         lr=lr,
-        batch_tokens=batch_tokens,
+        batch_tokens=_batch_tokens(batch_tokens, train.num_targets),
         accumulate=accumulate,
         weight_decay=weight_decay,
         schedule=_schedule(schedule, epochs, valid),
@@ -124,7 +126,7 @@ def pretrain(
             validation = Validation(
                 valid.events,
                 max_length=cfg.max_length,
-                batch_events=max(1, batch_tokens // 2),
+                batch_events=max(1, recipe.batch_tokens // 2),
                 seed=seed,
                 remove_seen=train.repeat_share <= 0.05,
                 query_time=valid_time,
@@ -143,6 +145,14 @@ def pretrain(
     )
     model.record = record if init is None else init.record.joined(record)
     return model.eval()
+
+
+def _batch_tokens(batch_tokens: int | str, targets: int) -> int:
+    if batch_tokens == "auto":
+        return min(16_384, max(2_048, 2 * targets // 64))
+    if isinstance(batch_tokens, str):
+        raise ValueError(f"batch_tokens must be a number or 'auto', got {batch_tokens!r}")
+    return batch_tokens
 
 
 def _epochs(epochs: int | str, valid: Interactions | None) -> int:
@@ -175,7 +185,9 @@ def _model(cfg: LUMConfig, train: Interactions, init: LUM | None) -> LUM:
         model.condition_encoder.features.standardise(train.events.conditions)
         if model.outcome_encoder is not None:
             model.outcome_encoder.features.standardise(train.events.outcomes)
-        return model
+        for encoder in _item_encoders(model):
+            encoder.chosen.fill_(False)
+        return _chosen(model, train)
     if init.schema != train.schema or init.vocabs.fingerprint() != train.vocabs.fingerprint():
         raise ValueError(
             "init must have the schema and vocabularies of train: "
@@ -187,6 +199,18 @@ def _model(cfg: LUMConfig, train: Interactions, init: LUM | None) -> LUM:
     if wrong or len(mine) != len(theirs):
         raise ValueError(f"init must have the shape of cfg, but differs in {wrong or 'its layers'}")
     model.load_state_dict(theirs)
+    return _chosen(model, train)
+
+
+def _item_encoders(model: LUM) -> list[ItemEncoder]:
+    return [e for e in (model.item_encoder, model.output_encoder) if e is not None]
+
+
+def _chosen(model: LUM, train: Interactions) -> LUM:
+    """Mark the items that ``train`` chooses: their ids are trained."""
+    rows = torch.cat([torch.tensor([OOV_ROW]), train.events.items.unique()])
+    for encoder in _item_encoders(model):
+        encoder.chosen[rows] = True
     return model
 
 

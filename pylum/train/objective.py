@@ -26,10 +26,13 @@ class Objective:
         negatives: ``"full"``: every item; ``"in_batch"``: the batch's items and
             ``UNIFORM_NEGATIVES`` uniform ones, corrected by the log of their probability to be
             drawn; a number: that many uniform ones, shared by the batch, as SASRec has it.
+        catalogue: ``[R]`` int64 rows of the items that some training event chose, ascending. Only
+            they are negatives: one that is never a positive would merely be pushed away.
         popularity: ``[items]`` float64 share of each item among the targets, for ``in_batch``.
     """
 
     negatives: str | int
+    catalogue: torch.Tensor
     popularity: torch.Tensor | None = None
 
     @classmethod
@@ -42,29 +45,29 @@ class Objective:
             raise ValueError(
                 f"negatives must be auto, full, in_batch or a positive number, got {negatives!r}"
             )
+        catalogue = events.items.unique()
         if negatives != "in_batch":
-            return cls(negatives)
+            return cls(negatives, catalogue)
         targets = events.items if events.targets is None else events.items[events.targets]
         counts = torch.bincount(targets, minlength=items).double()
-        return cls(negatives, counts / counts.sum())
+        return cls(negatives, catalogue, counts / counts.sum())
 
     def loss(self, model: LUM, events: Events) -> torch.Tensor:
         """Sum of the loss over the batch's targets, nats; random numbers come from torch's own."""
-        items = len(model.item_encoder.ids)
+        catalogue = self.catalogue.to(events.items.device)
         sites = None if events.targets is None else events.targets.nonzero()[:, 0]
         targets = events.items if sites is None else events.items[sites]
-        drawn = self._draw(items, len(targets), events.items.device)
-        if self.negatives == "full" or items <= 4 * events.total:
-            rows, place, candidates = None, events.items, drawn
+        drawn = self._draw(catalogue)
+        if self.negatives == "full" or len(catalogue) <= 4 * events.total:
+            rows, place, candidates = catalogue, torch.searchsorted(catalogue, events.items), drawn
         else:
             assert drawn is not None
-            rows, inverse = torch.cat([events.items, drawn]).unique(return_inverse=True)
+            rows, inverse = torch.cat([events.items, catalogue[drawn]]).unique(return_inverse=True)
             place, candidates = inverse[: events.total], inverse[events.total :]
-        known = None
+        unknown = None
         if model.schema.item_features and model.config.id_dropout > 0:
-            count = items if rows is None else len(rows)
-            known = torch.rand(count, device=events.items.device) < model.config.id_dropout
-        tokens = model.item_tokens(rows, known)
+            unknown = torch.rand(len(rows), device=rows.device) < model.config.id_dropout
+        tokens = model.item_tokens(rows, unknown)
         answers, place_of = self._answers(model, events, tokens, place, sites)
         if self.negatives == "in_batch":
             assert candidates is not None
@@ -85,25 +88,25 @@ class Objective:
             return ops.sampled_softmax(
                 answers, vectors, place_of, temperature=model.temperature, reduction="sum"
             )
-        chosen = candidates if rows is None else rows[candidates]
+        chosen = rows[candidates]
         vectors = model.item_vectors(chosen, tokens=tokens[candidates])
         return ops.sampled_softmax(
             answers,
             vectors,
             torch.searchsorted(candidates, place_of),
             temperature=model.temperature,
-            log_q=self._log_q(chosen, len(targets), items),
+            log_q=self._log_q(chosen, len(targets)),
             reduction="sum",
         )
 
-    def _draw(self, items: int, targets: int, device: torch.device) -> torch.Tensor | None:
-        """Uniform item rows, the unknown item left out."""
+    def _draw(self, catalogue: torch.Tensor) -> torch.Tensor | None:
+        """Uniform places of the catalogue."""
         if self.negatives == "full":
             return None
         count = self.negatives if isinstance(self.negatives, int) else UNIFORM_NEGATIVES
-        return torch.randint(1, max(2, items), (int(count),), device=device)
+        return torch.randint(len(catalogue), (int(count),), device=catalogue.device)
 
-    def _log_q(self, rows: torch.Tensor, targets: int, items: int) -> torch.Tensor:
+    def _log_q(self, rows: torch.Tensor, targets: int) -> torch.Tensor:
         """Log of the probability that each row is among the batch's targets or the uniform draws.
 
         A row is a candidate once however often it was drawn, so this, not the expected count, is
@@ -112,7 +115,7 @@ class Objective:
         assert self.popularity is not None
         missed = targets * torch.log1p(-self.popularity.to(rows.device)[rows].clamp_max(1 - 1e-9))
         missed = missed + UNIFORM_NEGATIVES * torch.log1p(
-            torch.tensor(-1.0 / max(2, items - 1), dtype=torch.float64)
+            torch.tensor(-1.0 / max(2, len(self.catalogue)), dtype=torch.float64)
         )
         return torch.log(-torch.expm1(missed)).float()
 

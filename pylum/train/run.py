@@ -163,7 +163,9 @@ class Run:
 
     def _lr(self, batches: int) -> float:
         recipe = self.recipe
-        lr = recipe.lr * min(1.0, (self.steps + 1) / max(1, recipe.warmup))
+        # No longer than an epoch: a small data set has few steps in all.
+        warmup = max(1, min(recipe.warmup, batches // recipe.accumulate))
+        lr = recipe.lr * min(1.0, (self.steps + 1) / warmup)
         if recipe.schedule == "constant":
             return lr
         # Epochs differ by a batch or so: the end is known by position, not by counting steps.
