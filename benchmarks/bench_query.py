@@ -65,10 +65,11 @@ class Torch:
     def qkv(self, block: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
         """``[heads, T, head_dim]`` each."""
         h = nn.functional.rms_norm(x, block.attention_norm.shape, block.attention_norm, 1e-6)
-        q = nn.functional.linear(h, block.q).view(-1, block.heads, block.head_dim)
-        kv = nn.functional.linear(h, block.kv).view(-1, 2, block.kv_heads, block.head_dim)
-        q, k = (_rotate(t, cos, sin).transpose(0, 1) for t in (q, kv[:, 0]))
-        return q, k, kv[:, 1].transpose(0, 1)
+        size = block.width // block.heads
+        fused = nn.functional.linear(h, block.qkv).unflatten(1, (-1, size))
+        q, k, v = fused.split([block.heads, block.kv_heads, block.kv_heads], 1)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        return q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
 
     def rest(self, block: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         x = x + nn.functional.linear(attended.transpose(0, 1).flatten(1), block.out)
@@ -112,16 +113,20 @@ class Torch:
         turn = self.turn(where.positions)
         cuts = list(itertools.pairwise(where.offsets.tolist()))
         counts = questions.offsets.diff().tolist()
-        for block in self.encoder.blocks:
+        blocks = list(self.encoder.blocks)
+        for block in blocks:
             q, k, v = self.qkv(block, x, *turn)
             parts = []
             for (a, b), n in zip(cuts, counts, strict=True):
                 past, new = slice(a, b - n), slice(b - n, b)
                 keys, values = k[None, :, past], v[None, :, past]
-                parts.append(flash(q[None, :, past], keys, values, is_causal=True)[0][0])
+                # Of the last layer only the targets are wanted.
+                if block is not blocks[-1]:
+                    parts.append(flash(q[None, :, past], keys, values, is_causal=True)[0][0])
                 parts.append(over_history(q[:, new], k[:, new], v[:, new], keys, values))
+            x = x[where.targets] if block is blocks[-1] else x
             x = self.rest(block, x, torch.cat(parts, 1))
-        return self.finish(x[where.targets])
+        return self.finish(x)
 
 
 def over_history(
@@ -136,6 +141,7 @@ def over_history(
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     a, b = x.chunk(2, -1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 

@@ -92,10 +92,11 @@ class Directory:
                 lent.append(b)
                 continue
             done.add(user)
+            mine_whole = single(whole, b)
             if entry is None:
-                entry = self.entries[user] = Entry(single(whole, b))
+                entry = self.entries[user] = Entry(mine_whole)
             self.entries.move_to_end(user)
-            slots.append(self._slot(b, entry, history, single(whole, b), starts[b]))
+            slots.append(self._slot(b, entry, history, mine_whole, starts[b]))
             if need > 0:
                 entry.pages += self.pool.take(need)
             elif need < 0:

@@ -119,7 +119,7 @@ def _rule(exclude: str, repeat_share: float) -> str:
     warnings.warn(
         f"exclude='none': {repeat_share:.0%} of the events this model was trained on repeat an "
         "item of their user; pass exclude='history' to leave known items out",
-        stacklevel=4,
+        stacklevel=6,
     )
     return "none"
 

@@ -144,6 +144,10 @@ class _Request:
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        if k and model.vocabs.items.kind == "hashed":
+            raise ValueError(
+                f"k must be 0 for a model whose items are hashed: it keeps no ids, got {k}"
+            )
         self.model, self.k, self.cache = model, int(k), cache
         self.users, self.events, self.unknown = coded_histories(model, histories, cache, on_unknown)
         self.conditions = normalise(

@@ -22,7 +22,7 @@ class Moments:
         users: ``[R]`` int64 which user; -1: one without a history.
         times: ``[R]`` int64 seconds.
         names: raw ids of the users that are -1, by row.
-        table: further columns, or None.
+        table: condition fields of each row, or None.
     """
 
     users: torch.Tensor
@@ -38,10 +38,12 @@ def moments(at: Any, events: Events, users: list[Any], fields: list[str]) -> Mom
     """The moments of the argument ``at`` of :func:`pylum.query`.
 
     Args:
-        at: ``"end"``, ``"each"`` or a table with columns ``user``, ``time`` and any of ``fields``.
+        at: ``"end"``, ``"each"`` or a table with columns ``user``, ``time`` and any of ``fields``;
+            others are ignored.
 
     Raises:
-        ValueError: ``at`` is none of these, or has a column too few or too many.
+        ValueError: ``at`` is none of these, or lacks a column.
+        TypeError: its users are of another type than those of the data.
     """
     if isinstance(at, str) and at == "end":
         end = int(events.times.max()) + 1 if events.total else 0
@@ -54,16 +56,15 @@ def moments(at: Any, events: Events, users: list[Any], fields: list[str]) -> Mom
     table = as_table(at, "at")
     asked = pick(table, "user", "at").to_pylist()
     times = as_times(pick(table, "time", "at"), "at: 'time'") // MICROSECONDS
-    others = [name for name in table.column_names if name not in ("user", "time")]
-    strangers = [name for name in others if name not in fields]
-    if strangers:
-        raise ValueError(
-            f"at must hold user, time and condition fields ({', '.join(fields)}), got {strangers}"
+    if asked and users and type(asked[0]) is not type(users[0]):
+        raise TypeError(
+            f"at: 'user' must be {type(users[0]).__name__} as in data, got {asked[0]!r}"
         )
     place = {user: row for row, user in enumerate(users)}
     rows = torch.tensor([place.get(user, -1) for user in asked], dtype=torch.int64)
     names = {row: asked[row] for row in (rows < 0).nonzero().squeeze(1).tolist()}
-    return Moments(rows, torch.from_numpy(np.ascontiguousarray(times)), names, table.select(others))
+    known = table.select([name for name in table.column_names if name in fields])
+    return Moments(rows, torch.from_numpy(np.ascontiguousarray(times)), names, known)
 
 
 def visible_before(events: Events, users: torch.Tensor, times: torch.Tensor) -> torch.Tensor:

@@ -58,8 +58,9 @@ def query(
         conditions: ``N``, asked at every moment: None for ``[ANY]``, a flat list, or a dict or
             DataFrame of fields.
         at: ``"end"``, after all events: one second after the last of the data; ``"each"``, at the
-            time of every event; or a table with columns ``user``, ``time`` and any condition
-            fields, which are then asked at that row together with ``conditions``.
+            time of every event; or a table with columns ``user`` and ``time``, such as the rows a
+            ranker is trained on. Condition fields it has beside, which ``conditions`` does not
+            name, are asked at that row together with ``conditions``; other columns are ignored.
         delay: seconds an event takes to be known.
         out: folder of Parquet files. Finished parts are kept where the work is interrupted.
         resume: go on with what ``out`` holds of this query; False: begin anew.
@@ -96,14 +97,15 @@ def query(
     places = when.users.tolist()
     names = [users[u] if u >= 0 else when.names[row] for row, u in enumerate(places)]
     vectors = torch.empty(0, count, model.dim, dtype=store.DTYPES[dtype])
+    items = model.vocabs.items.ids.to_pylist()
     knowledge = Knowledge(
         vectors,
         names,
         when.times,
         seen,
         shared.values(),
-        model.vocabs.items.ids.to_pylist(),
-        catalogue(model)[1:].to(store.DTYPES[dtype], copy=True),
+        items,
+        catalogue(model)[1 : 1 + len(items)].to(store.DTYPES[dtype], copy=True),
         model.temperature,
         model.record.cut,
         delay,
@@ -177,10 +179,10 @@ def _columns(
     }
     if when.table is None or not when.table.column_names:
         return columns
-    given = when.table.column_names
-    both = [] if unasked else [name for name in given if name in shared.raw]
-    if both:
-        raise ValueError(f"at and conditions must not both give {', '.join(both)}")
+    asked = () if unasked else shared.raw
+    given = [name for name in when.table.column_names if name not in asked]
+    if not given:
+        return columns
     lists = {name: when.table[name].to_pylist() for name in given}
     coded = normalise(lists, 1, model.schema.conditions, model.vocabs.conditions)
     for name in given:

@@ -36,7 +36,7 @@ class Knowledge:
         times: ``[R]`` int64 seconds: only events before ``times - delay`` were seen.
         seen: ``[R]`` int64 how many those were.
         conditions: ``N`` values, or dicts by field.
-        items: raw ids.
+        items: raw ids; none where the model's vocabulary is hashed.
         item_vectors: ``[M, D]``, unit length.
         temperature: divides cosines to make logits, as in training.
         cut: seconds, the latest event the model was trained on; None: not trained. Knowledge of

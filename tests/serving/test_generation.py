@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import pylum
 from pylum import ANY, Histories, Ragged, generate
+from pylum.data import ItemTable, Schema, Vocabs
 from pylum.generation import limits
 from tests.serving.worlds import ITEMS, SCENES, data, event, history, model
 from tests.tolerance import MODEL
@@ -210,6 +211,15 @@ def test_candidates(candidates, allowed):
     assert out.stats["unknown_candidates"] == ("unknown" in list(candidates))
 
 
+def test_limits_in_chunks(monkeypatch):
+    arguments = {"candidates": [[f"i{i}" for i in range(40)]] * len(data()), "k": 5}
+    whole = generate(model(), data(), {"scene": SCENES}, **arguments)
+    monkeypatch.setattr(limits, "CHUNK_LIMITS", 100)
+    chunked = generate(model(), data(), {"scene": SCENES}, **arguments)
+    assert chunked.items.tolist() == whole.items.tolist()
+    assert torch.equal(chunked.scores, whole.scores)
+
+
 def test_ties_go_to_the_lower_row():
     flat = model(dim=1)
     out = generate(flat, {"u": []}, k=ITEMS)
@@ -346,6 +356,25 @@ def test_new_weights_make_new_answers():
     with torch.no_grad():
         changed.item_answer.weight.neg_()
     torch.testing.assert_close(after.scores.flip(1), -before.scores, atol=1e-6, rtol=0)
+
+
+def test_a_model_made_in_inference_mode():
+    with torch.inference_mode():
+        made = pylum.LUM(model().config, data().schema, data().vocabs, data().items).eval()
+        made.load_state_dict(model().state_dict())
+    expected = generate(model(), {"u": history(5)})
+    assert generate(made, {"u": history(5)}).items.tolist() == expected.items.tolist()
+    assert made.fingerprint() == model().fingerprint()
+
+
+def test_hashed_items_have_no_ids_to_answer_with():
+    vocabs = Vocabs(pylum.Vocab(kind="hashed", buckets=16))
+    hashed = pylum.LUM(pylum.LUMConfig(dim=8), Schema(), vocabs, ItemTable(len(vocabs.items)))
+    events = {"u": [{"item": "anything", "time": 5}]}
+    assert generate(hashed.eval(), events, k=0).embeddings.shape == (1, 8)
+    with pytest.raises(ValueError, match="k must be 0 for a model whose items are hashed"):
+        generate(hashed, events)
+    assert pylum.query(hashed, events).items == []
 
 
 def test_model_generate_is_the_same_function():

@@ -145,8 +145,10 @@ def test_conditions_of_the_table():
     both = query(model(), {"u": events}, {"hour": [1.0, 2.0]}, at=table)
     expected = alone(model(), events, time, conditions={"scene": "search", "hour": [1.0, 2.0]})
     torch.testing.assert_close(both.vectors[1], expected, atol=CLOSE, rtol=0)
-    with pytest.raises(ValueError, match="must not both give scene"):
-        query(model(), {"u": events}, ASK, at=table)
+    named = query(model(), {"u": events}, ASK, at=table.assign(item="i1", label=1))
+    expected = alone(model(), events, time)
+    for row in range(2):
+        torch.testing.assert_close(named.vectors[row], expected, atol=CLOSE, rtol=0)
 
 
 def test_batches_do_not_matter():
@@ -280,7 +282,7 @@ def test_new_items(tmp_path):
         pytest.param({"at": "start"}, ValueError, "at must be 'end', 'each' or a table", id="at"),
         pytest.param({"at": {"user": ["u"]}}, ValueError, "'time' is not a column", id="no-time"),
         pytest.param(
-            {"at": {"user": ["u"], "time": [1], "x": [1]}}, ValueError, r"got \['x'\]", id="column"
+            {"at": {"user": [1], "time": [1]}}, TypeError, "'user' must be str as in", id="type"
         ),
         pytest.param({"delay": -1}, ValueError, "delay must be a number of seconds", id="delay"),
         pytest.param(
