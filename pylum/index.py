@@ -167,8 +167,10 @@ def encode_items(model: LUM, new: Any) -> tuple[Any, torch.Tensor]:
         else:
             columns[name] = column[rows]
     encoder = model.output_encoder or model.item_encoder
-    known = torch.where(rows < len(model.vocabs.items), rows, OOV_ROW)
+    # As the encoder does it for items of its vocabulary that no training event has chosen.
+    own = torch.where(rows < len(encoder.chosen), rows, OOV_ROW)
+    own = torch.where(encoder.chosen[own], own, OOV_ROW)
     with torch.inference_mode():
-        tokens = encoder.encode(encoder.ids[known], columns)
+        tokens = encoder.encode(encoder.ids[own], columns)
         vectors = torch.nn.functional.normalize(model.item_answer(tokens), dim=-1)
     return ids, vectors

@@ -1,5 +1,6 @@
 """Exact search, new items included."""
 
+import copy
 import sys
 
 import pytest
@@ -51,6 +52,19 @@ def test_add():
     index.add(item_table([3]))
     torch.testing.assert_close(index.vectors[place], before[place], atol=1e-6, rtol=0)
     assert len(data().vocabs.items) == ITEMS + 1
+
+
+def test_an_item_that_training_never_chose_is_read_by_its_features():
+    """Given again, and given as if it were new, it has the vector it has in the catalogue."""
+    mine = copy.deepcopy(model())
+    mine.item_encoder.chosen[mine.vocabs.items.rows(["i7"])] = False
+    index = ItemIndex(mine)
+    before = index.vectors.clone()
+    assert (before - ItemIndex(model()).vectors).abs().max() > 1e-3
+    index.add({**item_table([7, 7]), "item": ["i7", "new"]})
+    torch.testing.assert_close(index.vectors[:ITEMS], before, atol=1e-6, rtol=0)
+    place = index.items.index("i7")
+    torch.testing.assert_close(index.vectors[-1], before[place], atol=1e-6, rtol=0)
 
 
 def test_untied_items():
