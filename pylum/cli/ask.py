@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -124,5 +123,5 @@ def evaluate(
     typer.echo(str(report))
     if out is not None:
         temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+        temporary.write_text(report.to_json() + "\n")
         temporary.replace(out)

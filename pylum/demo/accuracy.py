@@ -12,6 +12,7 @@ from pylum.demo.case import Case
 from pylum.evaluate import floors, metrics
 from pylum.evaluate.next_item import targets_of
 from pylum.generation.catalogue import catalogue
+from pylum.generation.limits import REPEATS
 from pylum.generation.packing import spread
 from pylum.generation.prefixes import PrefixQuestions, answer_prefixes, plan
 from pylum.model import LUM
@@ -35,7 +36,7 @@ def table(case: Case, model: LUM, train: Interactions, test: Interactions) -> li
     events = test.histories().encode(model.vocabs, model.schema)
     targets = test.events.items[scored.index]
     # Where users hardly ever come back to an item, what they have seen is removed.
-    seen = None if train.repeat_share > 0.05 else _seen(test.events, scored.users, scored.places)
+    seen = None if train.repeat_share > REPEATS else _seen(test.events, scored.users, scored.places)
     best = {}
     if case.world is not None:
         best = {

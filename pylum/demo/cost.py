@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from pylum.cache import UserCache
 from pylum.data import Events, Histories
 from pylum.generation import generate
 from pylum.model import LUM
-from pylum.model.transformer import NORM_EPS
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,21 @@ class Cost:
 
 def exactness(model: LUM, histories: Histories, conditions: list[Any]) -> Exactness:
     """The group query against each question alone, in another order, and on a cache."""
-    grouped = generate(model, histories, conditions, k=0).embeddings
+    grouped = generate(model, histories, conditions, k=0, exclude="none").embeddings
     grouped = grouped.view(len(histories), len(conditions), -1)
-    alone = torch.stack([generate(model, histories, [c], k=0).embeddings for c in conditions], 1)
-    turned = generate(model, histories, conditions[::-1], k=0).embeddings.view_as(grouped).flip(1)
+    alone = torch.stack(
+        [generate(model, histories, [c], k=0, exclude="none").embeddings for c in conditions], 1
+    )
+    turned = (
+        generate(model, histories, conditions[::-1], k=0, exclude="none")
+        .embeddings.view_as(grouped)
+        .flip(1)
+    )
     cache = UserCache(model, max_tokens=_room(histories))
-    generate(model, histories, conditions, k=0, cache=cache)
-    cached = generate(model, histories, conditions, k=0, cache=cache).embeddings.view_as(grouped)
+    generate(model, histories, conditions, k=0, exclude="none", cache=cache)
+    cached = generate(
+        model, histories, conditions, k=0, exclude="none", cache=cache
+    ).embeddings.view_as(grouped)
     return Exactness(*(float((other - grouped).abs().max()) for other in (alone, turned, cached)))
 
 
@@ -53,13 +61,15 @@ def cost(model: LUM, histories: Histories, conditions: list[Any]) -> list[Cost]:
     codes = _codes(model, conditions)
 
     def one_by_one() -> int:
-        return sum(_torch_answers(model, events, code) for code in codes)
+        return sum(torch_answers(model, events, code)[1] for code in codes)
 
     def grouped() -> int:
-        return int(generate(model, histories, conditions, k=0).stats["tokens_computed"])
+        return int(
+            generate(model, histories, conditions, k=0, exclude="none").stats["tokens_computed"]
+        )
 
     def warm() -> int:
-        result = generate(model, histories, conditions, k=0, cache=cache)
+        result = generate(model, histories, conditions, k=0, exclude="none", cache=cache)
         return int(result.stats["tokens_computed"])
 
     warm()
@@ -96,8 +106,10 @@ def _codes(model: LUM, conditions: list[Any]) -> list[dict[str, torch.Tensor]]:
 
 
 @torch.inference_mode()
-def _torch_answers(model: LUM, events: Events, code: dict[str, torch.Tensor]) -> int:
-    """One question to every user in plain torch; returns the tokens of the pass."""
+def torch_answers(
+    model: LUM, events: Events, code: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, int]:
+    """``[B, D]`` answers of one question to every user, in plain torch; tokens of the pass."""
     window = model.config.max_length
     rows = torch.arange(len(events))
     events = events.users(rows, last=window)
@@ -110,22 +122,26 @@ def _torch_answers(model: LUM, events: Events, code: dict[str, torch.Tensor]) ->
     encoder = model.user_encoder
     cos, sin = encoder.cos[positions, None], encoder.sin[positions, None]
 
+    def norm(t: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(t, weight.shape, weight, 1e-6)
+
     def rotate(t: torch.Tensor) -> torch.Tensor:
         a, b = t.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    for block in encoder.blocks:
+        h = F.linear(norm(x, block.attention_norm), block.qkv)
+        heads = h.view(len(x), block.heads + 2 * block.kv_heads, -1)
+        q, k, v = heads.split([block.heads, block.kv_heads, block.kv_heads], 1)
         parts = [t.transpose(0, 1).split(lengths, 1) for t in (rotate(q), rotate(k), v)]
         out = [
-            torch.nn.functional.scaled_dot_product_attention(
+            F.scaled_dot_product_attention(
                 a[None], b[None], c[None], is_causal=True, enable_gqa=True
-            )[0]
+            )
             for a, b, c in zip(*parts, strict=True)
         ]
-        return torch.cat(out, 1).transpose(0, 1)
-
-    for block in encoder.blocks:
-        x = block(x, attend)
+        x = x + F.linear(torch.cat(out, 2)[0].transpose(0, 1).flatten(1), block.out)
+        gate, up = F.linear(norm(x, block.ffn_norm), block.gate_up).chunk(2, -1)
+        x = x + F.linear(F.silu(gate) * up, block.down)
     last = torch.tensor(lengths).cumsum(0) - 1
-    model.answers(torch.nn.functional.rms_norm(x[last], encoder.norm.shape, encoder.norm, NORM_EPS))
-    return len(x)
+    return model.answers(norm(x[last], encoder.norm)), len(x)

@@ -26,8 +26,9 @@ def plot(
     names = [row.name for row in rows]
     values = [row.recall for row in rows]
     colours = ["#2a6f97" if name.startswith("LUM") else "#b0b0b0" for name in names]
-    bars = left.barh(names, values, color=colours)
-    left.bar_label(bars, fmt="%.3f", padding=3)
+    left.barh(names, values, color=colours)
+    for i, row in enumerate(rows):
+        left.text(max(row.recall, row.best or 0.0), i, f"  {row.recall:.3f}", va="center")
     best = [(i, row.best) for i, row in enumerate(rows) if row.best is not None]
     if best:
         left.plot(

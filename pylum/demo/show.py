@@ -11,6 +11,7 @@ from rich.table import Table
 from pylum.data import ANY, Interactions
 from pylum.demo.case import Case
 from pylum.generation import generate
+from pylum.generation.limits import REPEATS
 from pylum.model import LUM
 
 
@@ -35,7 +36,9 @@ def one_user(console: Console, case: Case, model: LUM, test: Interactions) -> No
         torch.arange(first - start), torch.tensor([0, first - start], dtype=torch.int64)
     )
     asked = type(history)(history.users, events, history.schema, history.vocabs)
-    answers = generate(model, asked, conditions if case.condition else None, k=5)
+    exclude = "none" if model.record.repeat_share > REPEATS else "history"
+    wanted = conditions if case.condition else None
+    answers = generate(model, asked, wanted, k=5, exclude=exclude)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for condition in conditions:
         table.add_column("ANY" if condition is ANY else str(condition), no_wrap=True)

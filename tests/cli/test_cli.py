@@ -1,0 +1,89 @@
+"""The command line end to end: train, ask, query, score; wrong input ends with a message."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import pylum
+from pylum import cli
+from pylum.data import Synthetic
+from pylum.knowledge import Knowledge
+
+COLUMNS = ["--user", "user", "--item", "item", "--time", "time", "--condition", "scene"]
+
+
+def run(monkeypatch, *arguments):
+    """Exit code of ``pylum ARGUMENTS``."""
+    monkeypatch.setattr("sys.argv", ["pylum", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "events.parquet"
+    pq.write_table(pa.Table.from_batches(Synthetic(users=60).record_batches()), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(events):
+    path = events.with_name("model")
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, "pretrain", events, path, "--epochs", 1, *COLUMNS) == 0
+    return path
+
+
+def test_generate(monkeypatch, events, model, tmp_path):
+    out = tmp_path / "top.parquet"
+    options = ["--conditions", "gift,home", "-k", 3, *COLUMNS]
+    assert run(monkeypatch, "generate", model, events, out, *options) == 0
+    table = pq.read_table(out)
+    lum = pylum.LUM.from_pretrained(model)
+    data = pylum.Interactions.from_parquet(
+        str(events), user="user", item="item", time="time", condition="scene"
+    )
+    assert table.equals(pylum.generate(lum, data.histories(), ["gift", "home"], k=3).to_arrow())
+    assert [p.name for p in tmp_path.iterdir()] == ["top.parquet"]
+
+
+def test_query(monkeypatch, events, model, tmp_path):
+    out = tmp_path / "knowledge"
+    assert run(monkeypatch, "query", model, events, out, "--conditions", "gift", *COLUMNS) == 0
+    assert len(Knowledge.load(out)) == 60
+
+
+def test_evaluate(monkeypatch, capsys, events, model, tmp_path):
+    out = tmp_path / "report.json"
+    assert run(monkeypatch, "evaluate", model, events, "--out", out, *COLUMNS) == 0
+    assert "popularity by scene" in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert 0 <= report["values"]["LUM"]["HR@10"]["value"] <= 1
+
+
+def test_info_names_what_was_built(monkeypatch, capsys):
+    assert run(monkeypatch, "info") == 0
+    assert "cpu kernels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        pytest.param(["demo", "--data", "no-such"], 1, "existing path", id="no-data"),
+        pytest.param(["pretrain", "no-such", "m"], 1, "no such file", id="no-events"),
+        pytest.param(["pretrain", "{events}", "m", "--user", "nobody"], 1, "nobody", id="column"),
+        pytest.param(["generate", "no-model", "{events}", "out"], 1, "no-model", id="no-model"),
+        pytest.param(["evaluate"], 2, "Missing argument", id="usage"),
+    ],
+)
+def test_wrong_input_is_a_message(monkeypatch, capsys, events, arguments, code, message):
+    filled = [a.format(events=events) for a in arguments]
+    assert run(monkeypatch, *filled) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
