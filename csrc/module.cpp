@@ -30,6 +30,9 @@ void register_op(py::module_& m);
 namespace sampled_softmax {
 void register_op(py::module_& m);
 }
+namespace linear {
+void register_op(py::module_& m);
+}
 namespace residual_norm {
 void register_op(py::module_& m);
 }
@@ -75,6 +78,7 @@ PYBIND11_MODULE(_C, m) {
     pylum::embedding_sequence::register_op(m);
     pylum::row_wise::register_op(m);
     pylum::sampled_softmax::register_op(m);
+    pylum::linear::register_op(m);
     pylum::residual_norm::register_op(m);
     pylum::rotary::register_op(m);
     pylum::swiglu::register_op(m);

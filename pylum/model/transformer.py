@@ -51,16 +51,16 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """``[T, width]`` or ``[rows, width]``: other rows then only serve as keys and values."""
         if rows is None:
-            q, k, v = turn(nn.functional.linear(h, self.qkv), self.heads, self.kv_heads)
-            return nn.functional.linear(attend(q, k, v).flatten(1), self.out)
-        _, k, v = turn(nn.functional.linear(h, self.qkv[self.width :]), 0, self.kv_heads)
-        asked = nn.functional.linear(h[rows], self.qkv[: self.width])
+            q, k, v = turn(ops.linear(h, self.qkv), self.heads, self.kv_heads)
+            return ops.linear(attend(q, k, v).flatten(1), self.out)
+        _, k, v = turn(ops.linear(h, self.qkv[self.width :]), 0, self.kv_heads)
+        asked = ops.linear(h[rows], self.qkv[: self.width])
         spread = asked.new_zeros(h.shape).index_copy(0, rows, asked)
         q, _, _ = turn(spread, self.heads, 0)
-        return nn.functional.linear(attend(q, k, v).flatten(1)[rows], self.out)
+        return ops.linear(attend(q, k, v).flatten(1)[rows], self.out)
 
     def feed_forward(self, h: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(ops.swiglu(nn.functional.linear(h, self.gate_up)), self.down)
+        return ops.linear(ops.swiglu(ops.linear(h, self.gate_up)), self.down)
 
 
 class UserEncoder(nn.Module):

@@ -4,6 +4,7 @@ from pylum.ops.append_pages import append_pages
 from pylum.ops.attention import attention
 from pylum.ops.embedding_bag import embedding_bag
 from pylum.ops.embedding_sequence import embedding_sequence
+from pylum.ops.linear import linear
 from pylum.ops.mask import Mask
 from pylum.ops.pages import PagedPrefix, gather_pages, pages_like
 from pylum.ops.prefix_attention import prefix_attention
@@ -23,6 +24,7 @@ __all__ = [
     "embedding_bag",
     "embedding_sequence",
     "gather_pages",
+    "linear",
     "pages_like",
     "prefix_attention",
     "residual_norm",

@@ -4,6 +4,7 @@ from pylum.reference.append_pages import append_pages
 from pylum.reference.attention import attention
 from pylum.reference.embedding_bag import embedding_bag
 from pylum.reference.embedding_sequence import embedding_sequence
+from pylum.reference.linear import linear
 from pylum.reference.prefix_attention import prefix_attention
 from pylum.reference.residual_norm import residual_norm
 from pylum.reference.rotary import rotary
@@ -17,6 +18,7 @@ __all__ = [
     "attention",
     "embedding_bag",
     "embedding_sequence",
+    "linear",
     "prefix_attention",
     "residual_norm",
     "rotary",

@@ -1,0 +1,9 @@
+"""Reference of :func:`pylum.ops.linear`."""
+
+from __future__ import annotations
+
+import torch
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (x.double() @ weight.double().T).to(x.dtype)
