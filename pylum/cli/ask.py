@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,7 @@ def generate(
 
     lum = pylum.LUM.from_pretrained(model)
     data = columns.read(events, user, item, time, condition, event, None)
-    wanted = [value.strip() for value in users.split(",") if value.strip()] or None
+    wanted: list[Any] | None = [v.strip() for v in users.split(",") if v.strip()] or None
     if wanted and data.users and not isinstance(data.users[0], str):
         wanted = [int(value) for value in wanted]
     histories = data.histories(wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from pylum.cache import UserCache
 from pylum.data import Events, Histories
 from pylum.generation import generate
 from pylum.model import LUM
+from pylum.model.transformer import Block
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def torch_answers(
         a, b = t.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-    for block in encoder.blocks:
+    for block in cast(list[Block], list(encoder.blocks)):
         h = F.linear(norm(x, block.attention_norm), block.qkv)
         heads = h.view(len(x), block.heads + 2 * block.kv_heads, -1)
         q, k, v = heads.split([block.heads, block.kv_heads, block.kv_heads], 1)

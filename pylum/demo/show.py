@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -62,11 +63,12 @@ def _cell(names: list[str], row: int | None, true: bool) -> str:
     return f"[green]✓ {names[row]}[/green]" if true else f"  {names[row]}"
 
 
-def _choose(case: Case, test: Interactions) -> tuple[int, list[object]]:
+def _choose(case: Case, test: Interactions) -> tuple[int, list[Any]]:
     """The first user with test events under most conditions, and three conditions to ask."""
     targets = test.events.targets
     assert targets is not None
-    best, chosen = 0, [ANY]
+    best = 0
+    chosen: list[Any] = [ANY]
     most = Counter(_condition(case, test, int(i)) for i in targets.nonzero()[:2000, 0])
     common = [c for c, _ in most.most_common() if c is not None]
     for user in range(min(len(test), 500)):
@@ -86,7 +88,7 @@ def _choose(case: Case, test: Interactions) -> tuple[int, list[object]]:
     return best, list(chosen)
 
 
-def _condition(case: Case, data: Interactions, index: int) -> object:
+def _condition(case: Case, data: Interactions, index: int) -> Any:
     if case.condition is None:
         return None
     row = data.events.conditions[case.condition][index : index + 1]

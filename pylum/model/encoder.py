@@ -33,6 +33,8 @@ class ItemEncoder(nn.Module):
         rows: items of the vocabulary, row 0 being the unknown item.
     """
 
+    chosen: torch.Tensor
+
     def __init__(
         self,
         config: LUMConfig,
