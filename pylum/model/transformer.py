@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -66,9 +66,6 @@ class Block(nn.Module):
 class UserEncoder(nn.Module):
     """Blocks and the rotary tables of their positions."""
 
-    cos: torch.Tensor
-    sin: torch.Tensor
-
     def __init__(self, config: LUMConfig) -> None:
         super().__init__()
         self.config = config
@@ -78,8 +75,13 @@ class UserEncoder(nn.Module):
         rates = config.rotary_base ** (-torch.arange(half, dtype=torch.float64) / half)
         # A query after a full window stands one behind its last behaviour.
         angles = torch.arange(config.max_length + 1, dtype=torch.float64)[:, None] * rates
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        # [max_length + 1, head_dim / 2]. No buffers: they stay float32 in a model of any dtype.
+        self.cos, self.sin = angles.cos().float(), angles.sin().float()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> UserEncoder:
+        super()._apply(fn, recurse)
+        self.cos, self.sin = self.cos.to(self.norm.device), self.sin.to(self.norm.device)
+        return self
 
     def run(
         self,
