@@ -55,6 +55,7 @@ static void gradient_py(const Tensor& dy, const Tensor& x, const Tensor& workspa
 void register_op(py::module_& m) {
     m.attr("linear_panel") = kColumns;
     m.attr("linear_pad") = kPad;
+    m.attr("linear_strip") = kStrip;
     m.attr("linear_gradient_chunk") = kGradientChunk;
     m.def("linear_product", &product_py);
     m.def("linear_gradient", &gradient_py);

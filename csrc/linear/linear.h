@@ -12,9 +12,10 @@ namespace pylum::linear {
 constexpr int64_t kColumns = 64;
 // Columns of the gradient's workspace are padded with zeros to a multiple of this.
 constexpr int64_t kPad = 16;
-// Rows of one task: of y, and of the partial sums of dweight.
+// Rows of one task: of y, and of the partial sums of dweight; rows read at a time for the latter.
 constexpr int64_t kChunk = 96;
 constexpr int64_t kGradientChunk = 2048;
+constexpr int64_t kStrip = 128;
 
 // y[t, n] = sum over k of x[t, k] * w[k, n]: one chain of fused multiply-adds in the order of k,
 // whatever the number of rows.
@@ -33,7 +34,7 @@ struct Product {
 struct Gradient {
     const float* dy;   // [total, width]
     const float* x;    // [total, depth]
-    float* workspace;  // [chunks, kGradientChunk + width, depth padded to kPad]
+    float* workspace;  // [chunks, width + kStrip, depth padded to kPad]
     float* dweight;    // [width, depth]
     int64_t total, depth, width;
     int threads;

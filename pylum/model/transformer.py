@@ -19,8 +19,8 @@ from pylum.model.config import LUMConfig
 from pylum.ragged import lengths_to_offsets
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-# A projection divided into heads, with q and k rotated: (fused, heads, kv_heads) -> q, k, v.
-Turn = Callable[[torch.Tensor, int, int], Heads]
+# A projection divided into heads, with q and k rotated: (fused, heads, kv_heads, rows) -> q, k, v.
+Turn = Callable[..., Heads]
 # q, k, v -> [T, heads, head_dim], of one layer.
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -54,9 +54,8 @@ class Block(nn.Module):
             q, k, v = turn(ops.linear(h, self.qkv), self.heads, self.kv_heads)
             return ops.linear(attend(q, k, v).flatten(1), self.out)
         _, k, v = turn(ops.linear(h, self.qkv[self.width :]), 0, self.kv_heads)
-        asked = ops.linear(h[rows], self.qkv[: self.width])
-        spread = asked.new_zeros(h.shape).index_copy(0, rows, asked)
-        q, _, _ = turn(spread, self.heads, 0)
+        asked, _, _ = turn(ops.linear(h[rows], self.qkv[: self.width]), self.heads, 0, rows)
+        q = asked.new_zeros((len(h), *asked.shape[1:])).index_copy(0, rows, asked)
         return ops.linear(attend(q, k, v).flatten(1)[rows], self.out)
 
     def feed_forward(self, h: torch.Tensor) -> torch.Tensor:
@@ -140,8 +139,11 @@ class UserEncoder(nn.Module):
         attends: Sequence[Attend],
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        def turn(fused: torch.Tensor, heads: int, kv_heads: int) -> Heads:
-            return ops.rotary(fused, positions, self.cos, self.sin, heads=heads, kv_heads=kv_heads)
+        def turn(
+            fused: torch.Tensor, heads: int, kv_heads: int, rows: torch.Tensor | None = None
+        ) -> Heads:
+            where = positions if rows is None else positions[rows]
+            return ops.rotary(fused, where, self.cos, self.sin, heads=heads, kv_heads=kv_heads)
 
         dropout = self.config.dropout if self.training else 0.0
         seeds = iter(torch.randint(2**62, (2 * len(attends) + 1,)).tolist() if dropout else [])

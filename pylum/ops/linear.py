@@ -75,7 +75,7 @@ def _backward_cpu(dy, x, weight, want_x, want_weight):
         return dx, x.new_empty((0,))
     pad, chunk = _C.linear_pad, _C.linear_gradient_chunk
     chunks, (width, depth) = -(-x.shape[0] // chunk), weight.shape
-    workspace = x.new_empty((chunks, chunk + width, -(-depth // pad) * pad))
+    workspace = x.new_empty((chunks, width + _C.linear_strip, -(-depth // pad) * pad))
     dweight = torch.empty((width, depth), dtype=x.dtype)
     _C.linear_gradient(dy, x, workspace, dweight, threads())
     return dx, dweight

@@ -99,46 +99,55 @@ void pack(const Product& p) {
     }
 }
 
-void gradient_chunk(const Gradient& p, int64_t chunk) {
-    const int64_t deep = padded(p.depth), begin = chunk * kGradientChunk;
-    const int64_t rows = smaller(kGradientChunk, p.total - begin);
-    float* x = p.workspace + chunk * (kGradientChunk + p.width) * deep;
-    float* sums = x + kGradientChunk * deep;
-    for (int64_t t = 0; t < rows; ++t) {
-        for (int64_t k = 0; k < p.depth; ++k) {
-            x[t * deep + k] = p.x[(begin + t) * p.depth + k];
-        }
-        for (int64_t k = p.depth; k < deep; ++k) {
-            x[t * deep + k] = 0.0f;
+// Rows of a strip, padded to whole vectors: they stay in the first-level cache for every tile.
+inline int64_t strip_rows(int64_t deep) {
+    const int64_t fit = 8192 / deep;
+    return fit < 16 ? 16 : smaller(fit, kStrip);
+}
+
+void gradient_strip(const Gradient& p, const float* dy, const float* x, int64_t rows, float* sums) {
+    const int64_t deep = padded(p.depth);
+    // The columns left over by whole tiles, padded to six.
+    const int64_t whole = p.width / kTileRows * kTileRows;
+    float columns[kStrip * kTileRows];
+    for (int64_t i = 0; whole < p.width && i < rows; ++i) {
+        for (int64_t r = 0; r < kTileRows; ++r) {
+            columns[i * kTileRows + r] = whole + r < p.width ? dy[i * p.width + whole + r] : 0.0f;
         }
     }
+    for_tiles(deep, [&](int64_t k, auto tile) {
+        for (int64_t n = 0; n < whole; n += kTileRows) {
+            tile.clear();
+            tile.multiply(dy + n, 1, p.width, x + k, deep, rows);
+            tile.add_to(sums + n * deep + k, deep, kTileRows);
+        }
+        if (whole < p.width) {
+            tile.clear();
+            tile.multiply(columns, 1, kTileRows, x + k, deep, rows);
+            tile.add_to(sums + whole * deep + k, deep, p.width - whole);
+        }
+    });
+}
+
+void gradient_chunk(const Gradient& p, int64_t chunk) {
+    const int64_t deep = padded(p.depth), strip = strip_rows(deep);
+    float* sums = p.workspace + chunk * (p.width + kStrip) * deep;
+    float* x = sums + p.width * deep;
     for (int64_t i = 0; i < p.width * deep; ++i) {
         sums[i] = 0.0f;
     }
-    // A strip of rows is read by every tile while it is in the cache.
-    for (int64_t t = 0; t < rows; t += 128) {
-        const int64_t count = smaller(128, rows - t);
-        const float* dy = p.dy + (begin + t) * p.width;
-        for_tiles(deep, [&](int64_t k, auto tile) {
-            int64_t n = 0;
-            for (; n + kTileRows <= p.width; n += kTileRows) {
-                tile.clear();
-                tile.multiply(dy + n, 1, p.width, x + t * deep + k, deep, count);
-                tile.add_to(sums + n * deep + k, deep, kTileRows);
+    const int64_t end = smaller((chunk + 1) * kGradientChunk, p.total);
+    for (int64_t t = chunk * kGradientChunk; t < end; t += strip) {
+        const int64_t rows = smaller(strip, end - t);
+        for (int64_t i = 0; i < rows; ++i) {
+            for_vectors(p.depth, [&](int64_t k, int n) {
+                store(x + i * deep + k, load_lanes(p.x + (t + i) * p.depth + k, n));
+            });
+            for (int64_t k = (p.depth + kLanes - 1) / kLanes * kLanes; k < deep; ++k) {
+                x[i * deep + k] = 0.0f;
             }
-            if (n < p.width) {
-                // The columns left, padded to six.
-                float columns[128 * kTileRows];
-                for (int64_t i = 0; i < count; ++i) {
-                    for (int64_t r = 0; r < kTileRows; ++r) {
-                        columns[i * kTileRows + r] = n + r < p.width ? dy[i * p.width + n + r] : 0;
-                    }
-                }
-                tile.clear();
-                tile.multiply(columns, 1, kTileRows, x + t * deep + k, deep, count);
-                tile.add_to(sums + n * deep + k, deep, p.width - n);
-            }
-        });
+        }
+        gradient_strip(p, p.dy + t * p.width, x, rows, sums);
     }
 }
 
@@ -154,12 +163,12 @@ void product(const Product& p) {
 void gradient(const Gradient& p) {
     const int64_t chunks = (p.total + kGradientChunk - 1) / kGradientChunk;
     parallel_for(chunks, p.threads, [&](int64_t c) { gradient_chunk(p, c); });
-    const int64_t deep = padded(p.depth), stride = (kGradientChunk + p.width) * deep;
+    const int64_t deep = padded(p.depth), stride = (p.width + kStrip) * deep;
     for (int64_t n = 0; n < p.width; ++n) {
         for (int64_t k = 0; k < p.depth; ++k) {
             float sum = 0.0f;
             for (int64_t c = 0; c < chunks; ++c) {
-                sum += p.workspace[c * stride + (kGradientChunk + n) * deep + k];
+                sum += p.workspace[c * stride + n * deep + k];
             }
             p.dweight[n * p.depth + k] = sum;
         }
