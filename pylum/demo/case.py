@@ -43,7 +43,7 @@ def synthetic(users: int, epochs: int) -> Case:
         world.interactions(),
         "global-time",
         "scene",
-        LUMConfig(dim=64, layers=2, dropout=0.0),
+        LUMConfig(dim=64, layers=2, dropout=0.0, initial_scale=0.2),
         {"epochs": epochs, "lr": 3e-3},
         world,
     )

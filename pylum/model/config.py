@@ -43,6 +43,8 @@ class LUMConfig:
         query_time: put the time since the event before into the condition token.
         calendar: fields of the clock in the condition token: ``"hour"``, ``"weekday"`` (UTC).
         tie: read item vectors off the input item tokens; otherwise a second id table.
+        initial_scale: deviation of all initial embeddings, of ids and fields alike, so that none
+            drowns the others. A larger one learns faster at first and overfits sooner.
         rotary_base: wavelength of the slowest rotary pair, in behaviours over 2 pi.
 
     Raises:
@@ -67,6 +69,7 @@ class LUMConfig:
     query_time: bool = False
     calendar: tuple[str, ...] = ()
     tie: bool = True
+    initial_scale: float = 0.02
     rotary_base: float = 10000.0
 
     def __post_init__(self) -> None:
@@ -106,7 +109,7 @@ class LUMConfig:
         for name in ("dropout", "any_dropout", "id_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("ffn", "temperature", "rotary_base"):
+        for name in ("ffn", "temperature", "initial_scale", "rotary_base"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         unknown = [name for name in self.calendar if name not in CALENDAR]

@@ -14,7 +14,7 @@ from torch import nn
 from pylum.data.events import ANY_ROW, OOV_ROW
 from pylum.data.schema import Schema
 from pylum.model.config import CALENDAR, LUMConfig
-from pylum.model.features import Column, Features, _normal
+from pylum.model.features import Column, Features, normal
 from pylum.ragged import Ragged
 
 # A gap of s seconds is in bucket floor(ln(max(1, s)) / 0.301), as HSTU's time bias has it.
@@ -44,10 +44,10 @@ class ItemEncoder(nn.Module):
         columns: Mapping[str, Column],
     ) -> None:
         super().__init__()
-        width = config.width
-        self.ids = _normal(rows, width)
+        width, scale = config.width, config.initial_scale
+        self.ids = normal(rows, width, scale=scale)
         self.register_buffer("chosen", torch.ones(rows, dtype=torch.bool))
-        self.features = Features(schema.item_features, sizes, config.feature_dim, OOV_ROW)
+        self.features = Features(schema.item_features, sizes, config.feature_dim, OOV_ROW, scale)
         self.proj = _linear(width + self.features.width, width)
         self._ragged: list[str] = []
         for f in schema.item_features:
@@ -115,7 +115,8 @@ class OutcomeEncoder(nn.Module):
 
     def __init__(self, config: LUMConfig, schema: Schema, sizes: Mapping[str, int]) -> None:
         super().__init__()
-        self.features = Features(schema.outcomes, sizes, config.feature_dim, OOV_ROW)
+        scale = config.initial_scale
+        self.features = Features(schema.outcomes, sizes, config.feature_dim, OOV_ROW, scale)
         self.proj = _linear(self.features.width, config.width)
 
     def forward(self, outcomes: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
@@ -130,18 +131,21 @@ class ConditionEncoder(nn.Module):
 
     def __init__(self, config: LUMConfig, schema: Schema, sizes: Mapping[str, int]) -> None:
         super().__init__()
-        self.config = config
-        self.features = Features(schema.conditions, sizes, config.feature_dim, ANY_ROW)
+        self.config, scale = config, config.initial_scale
+        self.features = Features(schema.conditions, sizes, config.feature_dim, ANY_ROW, scale)
         clock = {name: CALENDAR[name] + 1 for name in config.calendar}
         if config.query_time:
             clock["gap"] = GAP_BUCKETS + 1
         # Row 0 of each: unknown.
         self.clock = nn.ParameterDict(
-            {name: _normal(rows, config.feature_dim) for name, rows in sorted(clock.items())}
+            {
+                name: normal(rows, config.feature_dim, scale=scale)
+                for name, rows in sorted(clock.items())
+            }
         )
         width = self.features.width + len(clock) * config.feature_dim
         self.proj = _linear(width, config.width) if width else None
-        self.bias = _normal(config.width)
+        self.bias = normal(config.width, scale=scale)
         # Integer thresholds: every device and dtype finds the same bucket.
         edges = torch.exp(torch.arange(1, GAP_BUCKETS, dtype=torch.float64) * GAP_RATIO)
         self.register_buffer("thresholds", edges.ceil().long(), persistent=False)

@@ -12,8 +12,6 @@ from pylum.data.schema import Field
 from pylum.ragged import Ragged
 
 Column = torch.Tensor | Ragged
-# Of every embedding alike: a field that began larger would drown the others for hundreds of steps.
-INITIAL_SCALE = 0.2
 
 
 class Features(nn.Module):
@@ -28,10 +26,16 @@ class Features(nn.Module):
         rows: size of the vocabulary of each field that has one.
         dim: width of each field's embedding.
         missing_row: of a category without a column: ``ANY_ROW`` or ``OOV_ROW``.
+        scale: deviation of the initial embeddings.
     """
 
     def __init__(
-        self, fields: Sequence[Field], rows: Mapping[str, int], dim: int, missing_row: int
+        self,
+        fields: Sequence[Field],
+        rows: Mapping[str, int],
+        dim: int,
+        missing_row: int,
+        scale: float,
     ) -> None:
         super().__init__()
         self.fields = tuple(fields)
@@ -42,12 +46,12 @@ class Features(nn.Module):
         self.missing = nn.ParameterDict()
         for f in self.fields:
             if f.kind in ("category", "categories"):
-                self.tables[f.name] = _normal(rows[f.name], dim)
+                self.tables[f.name] = normal(rows[f.name], dim, scale=scale)
                 continue
             width = f.dim if f.kind == "vector" else 1
-            self.weights[f.name] = _normal(width, dim, scale=INITIAL_SCALE * width**-0.5)
+            self.weights[f.name] = normal(width, dim, scale=scale * width**-0.5)
             self.biases[f.name] = nn.Parameter(torch.zeros(dim))
-            self.missing[f.name] = _normal(dim)
+            self.missing[f.name] = normal(dim, scale=scale)
             if f.kind == "number":
                 self.register_buffer(f"mean_{f.name}", torch.zeros(()))
                 self.register_buffer(f"scale_{f.name}", torch.ones(()))
@@ -105,5 +109,5 @@ class Features(nn.Module):
         return torch.where(unknown, missing, known)
 
 
-def _normal(*shape: int, scale: float = INITIAL_SCALE) -> nn.Parameter:
+def normal(*shape: int, scale: float) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape) * scale)
