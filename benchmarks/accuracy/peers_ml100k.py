@@ -1,0 +1,304 @@
+"""Next-item accuracy of RecTools' SASRec and HSTU on MovieLens-100K, protocol `loo-full`.
+
+`tune` searches settings on the validation item's NDCG@10 with the test item held out: a greedy
+search that changes one setting of the best so far, until the budget of CPU seconds is spent.
+`final` trains the winner on all but the test item, once per seed, and records the rank of each
+user's test item in the full catalogue without the user's seen items (`filter_viewed=True`).
+Every result goes to the JSON as soon as it exists, and finished runs are skipped.
+
+    python -m benchmarks.accuracy.peers_ml100k tune sasrec --wheel WHEEL
+    python -m benchmarks.accuracy.peers_ml100k final sasrec --wheel WHEEL
+
+Models: popularity; sasrec; hstu_time (position and time bias, the target's time given);
+hstu (position bias only, with hstu_time's settings); sasrec_start (the settings of START as
+they are, 60 epochs: a check against known figures and the speed of those settings).
+Needs `rectools[torch]==0.19.0` and, as WHEEL, `pip download --no-deps recbole==1.2.1`.
+Everything runs on one thread; times are CPU seconds of the process.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are imported
+
+import argparse
+import ctypes
+import fcntl
+import importlib.metadata
+import json
+import logging
+import platform
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning
+import torch
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import HSTUModel, PopularModel, SASRecModel
+
+from benchmarks.accuracy.loo_split import TEST, TRAIN, VALID, load_ml100k
+
+OUT = Path(__file__).parent / "results" / "peers_ml100k.json"
+ITEMS = 1682
+EVAL_EVERY, PATIENCE, MAX_EPOCHS = 5, 2, 60  # epochs, evaluations, epochs
+
+START = {
+    "n_blocks": 2,
+    "n_heads": 1,
+    "n_factors": 50,
+    "session_max_len": 200,
+    "loss": "sampled_softmax",
+    "n_negatives": 128,
+    "dropout_rate": 0.2,
+    "lr": 1e-3,
+    "batch_size": 128,
+}
+# The full softmax at batch 32 takes a third of START's CPU seconds per epoch.
+SOFTMAX = START | {"loss": "softmax", "batch_size": 32}
+FIRST = {"sasrec": SOFTMAX, "hstu_time": SOFTMAX | {"logits_t": 0.05}}
+# Each is applied to the best settings so far, and kept if validation NDCG@10 rises.
+MOVES = {
+    "sasrec": [
+        {"lr": 3e-3},
+        {"dropout_rate": 0.5},
+        {"n_factors": 100},
+        {"dropout_rate": 0.35},
+        {"n_blocks": 1},
+        {"lr": 2e-3},
+        {"loss": "sampled_softmax"},
+        {"n_blocks": 3},
+        {"batch_size": 128},
+    ],
+    "hstu_time": [
+        {"lr": 3e-3},
+        {"dropout_rate": 0.5},
+        {"logits_t": 0.1},
+        {"n_factors": 100},
+        {"dropout_rate": 0.35},
+        {"n_blocks": 1},
+        {"logits_t": 0.03},
+        {"lr": 2e-3},
+        {"loss": "sampled_softmax"},
+        {"n_blocks": 3},
+        {"batch_size": 128},
+    ],
+}
+
+
+class Split:
+    """What a model is trained on, and the one item per user that it is asked for."""
+
+    def __init__(self, wheel: str, target: int):
+        data = load_ml100k(wheel)
+        rows = pd.DataFrame(
+            {
+                Columns.User: data["user"],
+                Columns.Item: data["item"],
+                Columns.Weight: 1.0,
+                Columns.Datetime: pd.to_datetime(data["time"], unit="s"),
+            }
+        )
+        train = rows[data["split"] == TRAIN if target == VALID else data["split"] != TEST]
+        self.dataset = Dataset.construct(train)
+        self.target = rows[data["split"] == target]
+        self.users = self.target[Columns.User].to_numpy()
+        seen = train.groupby(Columns.User).size().loc[self.users].to_numpy()
+        self.last_rank = ITEMS - seen
+        # Of each user the last 201 rows are trained on, and the first of them is no target.
+        self.trained_targets = int(np.minimum(seen - 1, START["session_max_len"]).sum())
+
+    def ranks(self, model) -> np.ndarray:
+        """1-based rank of each user's target; an item unknown to the model ranks last."""
+        found = self._recommend(model, ITEMS).merge(
+            self.target[[Columns.User, Columns.Item]], on=[Columns.User, Columns.Item]
+        )
+        found = found.set_index(Columns.User)[Columns.Rank].reindex(self.users)
+        return found.fillna(pd.Series(self.last_rank, index=self.users)).to_numpy(np.int64)
+
+    def hits_at_10(self, model) -> float:
+        """HR@10 from a list of 10, to check the ranks."""
+        pairs = self._recommend(model, 10)[[Columns.User, Columns.Item]]
+        return len(pairs.merge(self.target, on=[Columns.User, Columns.Item])) / len(self.users)
+
+    def _recommend(self, model, k: int) -> pd.DataFrame:
+        extra = {}
+        if model.require_recommend_context:
+            extra["context"] = self.target.drop(columns=Columns.Item)
+        return model.recommend(self.users, self.dataset, k=k, filter_viewed=True, **extra)
+
+
+def metrics(ranks: np.ndarray) -> dict[str, float]:
+    hit = ranks <= 10
+    return {
+        "HR@10": round(float(hit.mean()), 5),
+        "NDCG@10": round(float((hit / np.log2(ranks + 1)).mean()), 5),
+        "MRR": round(float((1 / ranks).mean()), 5),
+    }
+
+
+def build(name: str, settings: dict, seed: int):
+    pytorch_lightning.seed_everything(seed)
+    settings = dict(settings)
+    if "logits_t" in settings:
+        settings["lightning_module_kwargs"] = {"logits_t": settings.pop("logits_t")}
+    if name.startswith("hstu"):
+        return HSTUModel(**settings, relative_time_attention=name == "hstu_time")
+    return SASRecModel(**settings)
+
+
+def run_trial(name: str, settings: dict, split: Split, deadline: float) -> dict:
+    """Train until validation NDCG@10 stops rising or the process has used `deadline` CPU s."""
+    start, train_seconds, curve = time.process_time(), 0.0, []
+    model = build(name, settings, seed=0)
+    for epoch in range(EVAL_EVERY, MAX_EPOCHS + 1, EVAL_EVERY):
+        begun = time.process_time()
+        model.fit_partial(split.dataset, min_epochs=EVAL_EVERY, max_epochs=EVAL_EVERY)
+        train_seconds += time.process_time() - begun
+        curve.append({"epoch": epoch} | metrics(split.ranks(model)))
+        print("  ", curve[-1], flush=True)
+        best = max(curve, key=lambda point: point["NDCG@10"])
+        if epoch - best["epoch"] >= PATIENCE * EVAL_EVERY or time.process_time() > deadline:
+            break
+    return {
+        "settings": settings,
+        "best": best,
+        "cpu_seconds": round(time.process_time() - start, 1),
+        "train_cpu_seconds_per_epoch": round(train_seconds / epoch, 2),
+        "stopped_by_budget": time.process_time() > deadline,
+        "validation": curve,
+    }
+
+
+def tune(name: str, split: Split, budget: float) -> None:
+    deadline = time.process_time() + budget
+    trials: list[dict] = []
+    best = None
+    for move in [{}, *MOVES[name]]:
+        settings = (best["settings"] if best else FIRST[name]) | move
+        if time.process_time() > deadline or settings in [trial["settings"] for trial in trials]:
+            continue
+        trials.append(run_trial(name, settings, split, deadline))
+        best = max(trials, key=lambda trial: trial["best"]["NDCG@10"])
+        report = {
+            "budget_cpu_seconds": budget,
+            "cpu_seconds": round(sum(trial["cpu_seconds"] for trial in trials), 1),
+            "winner": {"settings": best["settings"], "epochs": best["best"]["epoch"]},
+            "winner_validation": best["best"],
+            "trials": list(trials),
+        }
+        update(lambda result, report=report: result["tuning"].update({name: report}))
+        print(name, move, trials[-1]["best"], trials[-1]["cpu_seconds"], flush=True)
+
+
+def final(name: str, split: Split, seeds: list[int]) -> None:
+    if name == "sasrec_start":
+        winner = {"settings": START, "epochs": 60}
+    elif name == "popularity":
+        winner = {"settings": {"score": "count in train"}}
+    else:
+        source = "hstu_time" if name == "hstu" else name
+        winner = json.loads(OUT.read_text())["tuning"][source]["winner"]
+    for seed in seeds:
+        done = json.loads(OUT.read_text())["final"].get(name, {}) if OUT.exists() else {}
+        if str(seed) in done.get("seeds", {}):
+            continue
+        start = time.process_time()
+        if name == "popularity":
+            model = PopularModel().fit(split.dataset)
+        else:
+            model = build(name, winner["settings"] | {"epochs": winner["epochs"]}, seed)
+            model.fit(split.dataset)
+        train_seconds = time.process_time() - start
+        ranks = split.ranks(model)
+        figures = metrics(ranks)
+        assert figures["HR@10"] == round(split.hits_at_10(model), 5)
+        run = figures | {"train_cpu_seconds": round(train_seconds, 1), "ranks": ranks.tolist()}
+        if "epochs" in winner:
+            per_epoch = train_seconds / winner["epochs"]
+            run["train_cpu_seconds_per_epoch"] = round(per_epoch, 2)
+            run["targets_per_cpu_second"] = round(split.trained_targets / per_epoch)
+
+        def add(result: dict, seed: int = seed, run: dict = run, figures: dict = figures) -> None:
+            model_result = result["final"].setdefault(name, winner | {"seeds": {}})
+            model_result["seeds"][str(seed)] = run
+            runs = model_result["seeds"].values()
+            for key in figures:
+                model_result[f"mean {key}"] = round(float(np.mean([r[key] for r in runs])), 5)
+            result["users"] = split.users.tolist()
+            result["trained_targets_per_epoch"] = split.trained_targets
+
+        update(add)
+        print(name, seed, figures, round(train_seconds), flush=True)
+
+
+def update(change: Callable[[dict], None]) -> None:
+    """Apply `change` to the JSON; the folder is locked, and the file is replaced whole."""
+    OUT.parent.mkdir(exist_ok=True)
+    folder = os.open(OUT.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        result = json.loads(OUT.read_text()) if OUT.exists() else header()
+        change(result)
+        text = json.dumps(result, indent=1)
+        # One line per list of numbers.
+        text = re.sub(r"\[[\d\s,]+\]", lambda found: " ".join(found[0].split()), text)
+        temporary = OUT.with_suffix(".tmp")
+        temporary.write_text(text + "\n")
+        temporary.rename(OUT)
+    finally:
+        os.close(folder)
+
+
+def header() -> dict:
+    packages = ["rectools", "torch", "pytorch-lightning", "numpy", "pandas"]
+    return {
+        "data": "MovieLens-100K: 100,000 ratings, 943 users, 1,682 items, all ratings kept",
+        "protocol": "loo-full: per user last item test, last but one validation; order (time, "
+        "row), stable; tuned on validation NDCG@10 with the test item held out; then trained on "
+        "all but the test item; full catalogue ranked without the user's seen items",
+        "ranks": "of the test item among the user's unseen items, 1-based, in the order of "
+        "`users`; an item that the model never saw in training ranks last",
+        "threads": 1,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "tuning": {},
+        "final": {},
+    }
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large blocks: else page faults take 40 % of RecTools' CPU seconds."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def main() -> None:
+    models = ["popularity", "sasrec", "hstu_time", "hstu", "sasrec_start"]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("mode", choices=["tune", "final"])
+    parser.add_argument("model", choices=models)
+    parser.add_argument("--wheel", required=True, help="recbole-1.2.1-py3-none-any.whl")
+    parser.add_argument("--budget", type=float, default=1500, help="CPU seconds of tuning")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    if args.mode == "tune":
+        if args.model not in MOVES:
+            parser.error(f"tune takes one of {', '.join(MOVES)}, got {args.model}")
+        tune(args.model, Split(args.wheel, VALID), args.budget)
+    else:
+        final(args.model, Split(args.wheel, TEST), args.seeds)
+
+
+if __name__ == "__main__":
+    main()
