@@ -175,14 +175,15 @@ def run_trial(name: str, settings: dict, split: Split, deadline: float) -> dict:
 
 
 def tune(name: str, split: Split, budget: float) -> None:
-    deadline = time.process_time() + budget
-    trials: list[dict] = []
-    best = None
+    trials = recorded()["tuning"].get(name, {}).get("trials", [])
+    deadline = time.process_time() + budget - sum(trial["cpu_seconds"] for trial in trials)
     for move in [{}, *MOVES[name]]:
+        best = max(trials, key=lambda trial: trial["best"]["NDCG@10"], default=None)
         settings = (best["settings"] if best else FIRST[name]) | move
-        if time.process_time() > deadline or settings in [trial["settings"] for trial in trials]:
+        tried = any(move == trial["move"] or settings == trial["settings"] for trial in trials)
+        if tried or time.process_time() > deadline:
             continue
-        trials.append(run_trial(name, settings, split, deadline))
+        trials.append({"move": move} | run_trial(name, settings, split, deadline))
         best = max(trials, key=lambda trial: trial["best"]["NDCG@10"])
         report = {
             "budget_cpu_seconds": budget,
@@ -202,10 +203,9 @@ def final(name: str, split: Split, seeds: list[int]) -> None:
         winner = {"settings": {"score": "count in train"}}
     else:
         source = "hstu_time" if name == "hstu" else name
-        winner = json.loads(OUT.read_text())["tuning"][source]["winner"]
+        winner = recorded()["tuning"][source]["winner"]
     for seed in seeds:
-        done = json.loads(OUT.read_text())["final"].get(name, {}) if OUT.exists() else {}
-        if str(seed) in done.get("seeds", {}):
+        if str(seed) in recorded()["final"].get(name, {}).get("seeds", {}):
             continue
         start = time.process_time()
         if name == "popularity":
@@ -242,7 +242,7 @@ def update(change: Callable[[dict], None]) -> None:
     folder = os.open(OUT.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        result = json.loads(OUT.read_text()) if OUT.exists() else header()
+        result = recorded()
         change(result)
         text = json.dumps(result, indent=1)
         # One line per list of numbers.
@@ -254,7 +254,10 @@ def update(change: Callable[[dict], None]) -> None:
         os.close(folder)
 
 
-def header() -> dict:
+def recorded() -> dict:
+    """The results so far."""
+    if OUT.exists():
+        return json.loads(OUT.read_text())
     packages = ["rectools", "torch", "pytorch-lightning", "numpy", "pandas"]
     return {
         "data": "MovieLens-100K: 100,000 ratings, 943 users, 1,682 items, all ratings kept",
