@@ -32,7 +32,7 @@ def test_recall_beside_the_best_possible(trained):
 
 
 def test_cold_items_are_found_by_their_features(trained):
-    case, model, fitted, test = trained
+    _, model, fitted, test = trained
     scored = targets_of(test)
     events = test.histories().encode(model.vocabs, model.schema)
     targets = events.items[scored.index]
