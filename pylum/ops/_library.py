@@ -19,6 +19,21 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def autocast_dtype(**tensors: torch.Tensor | None) -> torch.dtype | None:
+    """What autocast computes in where the named tensors are; None where it is off.
+
+    Raises:
+        TypeError: one of them is no tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    device = next(t for t in tensors.values() if t is not None).device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def register(
     schema: str,
     *,

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import autocast_dtype, register, threads
 from pylum.ops.mask import Mask, flatten
 
 
@@ -54,13 +54,12 @@ def attention(
     return _op(q, k, v, offsets, *flatten(mask), *score_operands(q, score, scale, score_scale))[0]
 
 
-def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def autocast(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Under autocast all take its dtype."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    dtype = autocast_dtype(q=q, k=k, v=v)
+    return (q, k, v) if dtype is None else (q.to(dtype), k.to(dtype), v.to(dtype))
 
 
 def score_operands(

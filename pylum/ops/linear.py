@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import autocast_dtype, register, threads
 
 # Beyond, blocking for outer caches matters more than skipping the padding of narrow matrices.
 LARGEST = 1024
@@ -29,12 +29,12 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ValueError: a shape is not as above.
         TypeError: the dtypes differ, outside autocast.
     """
+    autocast = autocast_dtype(x=x, weight=weight) is not None
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"x must be [total, depth] and weight [width, depth], "
             f"got {list(x.shape)} and {list(weight.shape)}"
         )
-    autocast = torch.is_autocast_enabled(x.device.type)
     if x.dtype != weight.dtype and not autocast:
         raise TypeError(f"weight must be {x.dtype} like x, got {weight.dtype}")
     ours = x.dtype == torch.float32 and x.device.type == "cpu" and max(weight.shape) <= LARGEST

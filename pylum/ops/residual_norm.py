@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import autocast_dtype, register, threads
 
 EPS = 1e-6
 
@@ -42,7 +42,7 @@ def residual_norm(
         ValueError: a shape, device, layout or the probability is not as above.
         TypeError: a dtype is not as above.
     """
-    if torch.is_autocast_enabled(branch.device.type):
+    if autocast_dtype(branch=branch, residual=residual, weight=weight) is not None:
         branch, weight = branch.float(), weight.float()
         residual = None if residual is None else residual.float()
     return _op(branch, residual, weight, dropout, seed, eps)[:2]

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import autocast_dtype, register, threads
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -75,7 +75,8 @@ def sampled_softmax(
     for name, tensor in (("log_q", log_q), ("weights", weights)):
         if tensor is not None and tensor.requires_grad:
             raise ValueError(f"{name} must not require grad: there is no gradient for it")
-    if queries.dtype != items.dtype and torch.is_autocast_enabled(queries.device.type):
+    autocast = autocast_dtype(queries=queries, items=items, targets=targets)
+    if queries.dtype != items.dtype and autocast is not None:
         queries, items = queries.float(), items.float()
     grad = torch.is_grad_enabled() and reduction != "none"
     loss, _, _ = _op(

@@ -94,9 +94,14 @@ def pretrain(
     Raises:
         ValueError: an argument is out of range, ``train`` has no targets, or ``resume`` is of
             another run.
+        TypeError: ``cfg``, ``train``, ``valid`` or ``init`` is something else.
         FloatingPointError: the loss or the gradient is not finite; the message names the step.
         KeyboardInterrupt: after the checkpoint is written.
     """
+    _check_type("cfg", cfg, LUMConfig)
+    _check_type("train", train, Interactions)
+    _check_type("valid", valid, Interactions, optional=True)
+    _check_type("init", init, LUM, optional=True)
     recipe = Recipe(
         epochs=_epochs(epochs, valid),
         patience=patience if epochs == "auto" and valid is not None else None,
@@ -145,6 +150,12 @@ def pretrain(
     )
     model.record = record if init is None else init.record.joined(record)
     return model.eval()
+
+
+def _check_type(name: str, value: Any, kind: type, optional: bool = False) -> None:
+    if not (isinstance(value, kind) or (optional and value is None)):
+        wanted = f"{kind.__name__}{' or None' if optional else ''}"
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
 
 
 def _batch_tokens(batch_tokens: int | str, targets: int) -> int:

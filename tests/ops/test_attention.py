@@ -352,3 +352,12 @@ def test_other_instruction_sets():
         if isa != best and not (isa == "avx2" and best == "base")
     ]
     assert [run.wait() for run in runs] == [0] * len(runs)
+
+
+def test_meta_tensors_give_shapes_and_other_arrays_an_error():
+    q = torch.empty(10, 2, 8, device="meta")
+    offsets = torch.empty(3, dtype=torch.int64, device="meta")
+    assert pylum.ops.attention(q, q, q, offsets).shape == (10, 2, 8)
+    real = torch.zeros(10, 2, 8)
+    with pytest.raises(TypeError, match=r"k must be a torch.Tensor, got ndarray"):
+        pylum.ops.attention(real, real.numpy(), real, torch.tensor([0, 4, 10]))

@@ -267,3 +267,12 @@ def test_tensorboard(parts, tmp_path, monkeypatch):
 
 
 __all__ = ["FAST", "SMALL", "make_data", "pretrain", "run_module", "time", "torch"]
+
+
+def test_wrong_types_are_named(parts):
+    with pytest.raises(TypeError, match="train must be Interactions, got NoneType"):
+        pretrain(SMALL, None)
+    with pytest.raises(TypeError, match="cfg must be LUMConfig, got dict"):
+        pretrain({}, parts[0])
+    with pytest.raises(TypeError, match="init must be LUM or None, got str"):
+        pretrain(SMALL, parts[0], init="model")
