@@ -15,6 +15,9 @@ struct BackwardParams {
     float* dv;                    // [rows, kv_heads, value_dim rounded up to 16]; zero on entry
     void* dq;                     // [rows, heads, head_dim]
     const int64_t* order;         // [batch] sequences, costly ones first
+    // [kBiasCopies, 2 * length - 1 + buckets + 1] gradients of the bias's tables, zero on entry; or
+    // null.
+    double* dbias;
 };
 
 PYLUM_CPU_KERNEL(void forward(const AttentionInputs&); void backward(const BackwardParams&))

@@ -6,49 +6,60 @@ namespace pylum::attention {
 static AttentionInputs inputs(const Tensor& q, const Tensor& k, const Tensor& v,
                               const BatchDescription& batch, bool silu, double scale,
                               const std::optional<Tensor>& score_scales, double score_scale,
-                              const Tensor& out, const Tensor& lse, int threads) {
+                              const BiasDescription& bias, const Tensor& out, const Tensor& lse,
+                              int threads) {
     AttentionInputs p = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
+    p.bias = bias.bias();
     describe_work(p, batch, threads);
     p.out = out.data;
     p.lse = silu ? nullptr : lse.as<float>();
     return p;
 }
 
-static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
-                       const std::optional<Tensor>& num_context,
-                       const std::optional<Tensor>& num_targets,
-                       const std::optional<Tensor>& group_offsets,
-                       const std::optional<Tensor>& visible, int64_t window, int64_t min_full,
-                       bool silu, double scale, const std::optional<Tensor>& score_scales,
-                       double score_scale, const Tensor& out, const Tensor& lse, int threads) {
+static void forward_py(
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
+    const std::optional<Tensor>& num_context, const std::optional<Tensor>& num_targets,
+    const std::optional<Tensor>& group_offsets, const std::optional<Tensor>& visible,
+    int64_t window, int64_t min_full, bool silu, double scale,
+    const std::optional<Tensor>& score_scales, double score_scale,
+    const std::optional<Tensor>& position_table, const std::optional<Tensor>& time_table,
+    const std::optional<Tensor>& thresholds, const std::optional<Tensor>& timestamps,
+    const std::optional<Tensor>& query_times, const Tensor& out, const Tensor& lse, int threads) {
     check_heads(q, k, v);
     check_rows(q, k, "k");
     check_rows(q, v, "v");
     const BatchDescription batch(
         offsets, q.size(0), nullptr,
         {num_context, num_targets, group_offsets, visible, window, min_full});
+    const BiasDescription bias({position_table, time_table, thresholds, timestamps, query_times},
+                               batch, q.size(0), silu);
     const AttentionInputs p =
-        inputs(q, k, v, batch, silu, scale, score_scales, score_scale, out, lse, threads);
+        inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, threads);
     py::gil_scoped_release release;
     PYLUM_CPU_CALL(forward, p);
 }
 
-static void backward_py(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const Tensor& offsets, const std::optional<Tensor>& num_context,
-                        const std::optional<Tensor>& num_targets,
-                        const std::optional<Tensor>& group_offsets,
-                        const std::optional<Tensor>& visible, int64_t window, int64_t min_full,
-                        bool silu, double scale, const std::optional<Tensor>& score_scales,
-                        double score_scale, const Tensor& out, const Tensor& lse, const Tensor& dq,
-                        const Tensor& dk, const Tensor& dv, int threads) {
+static void backward_py(
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
+    const std::optional<Tensor>& num_context, const std::optional<Tensor>& num_targets,
+    const std::optional<Tensor>& group_offsets, const std::optional<Tensor>& visible,
+    int64_t window, int64_t min_full, bool silu, double scale,
+    const std::optional<Tensor>& score_scales, double score_scale,
+    const std::optional<Tensor>& position_table, const std::optional<Tensor>& time_table,
+    const std::optional<Tensor>& thresholds, const std::optional<Tensor>& timestamps,
+    const std::optional<Tensor>& query_times, const Tensor& out, const Tensor& lse,
+    const Tensor& dq, const Tensor& dk, const Tensor& dv, const std::optional<Tensor>& dbias,
+    const std::optional<Tensor>& dtables, int threads) {
     check_heads(q, k, v);
     check_rows(q, k, "k");
     check_rows(q, v, "v");
     const BatchDescription batch(
         offsets, q.size(0), nullptr,
         {num_context, num_targets, group_offsets, visible, window, min_full});
+    const BiasDescription bias({position_table, time_table, thresholds, timestamps, query_times},
+                               batch, q.size(0), silu);
     const AttentionInputs p =
-        inputs(q, k, v, batch, silu, scale, score_scales, score_scale, out, lse, threads);
+        inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, threads);
     if (dout.dtype != q.dtype) {
         fail_type("dout", std::string(dtype_name(q.dtype)) + " like q", dout);
     }
@@ -61,14 +72,26 @@ static void backward_py(const Tensor& dout, const Tensor& q, const Tensor& k, co
                                 .dk = dk.as<float>(),
                                 .dv = dv.as<float>(),
                                 .dq = dq.data,
-                                .order = batch.order().data()};
+                                .order = batch.order().data(),
+                                .dbias = dbias ? dbias->as<double>() : nullptr};
     py::gil_scoped_release release;
     PYLUM_CPU_CALL(backward, params);
+    if (dbias) {
+        const int64_t entries = bias_entries(p.bias);
+        for (int64_t i = 0; i < entries; ++i) {
+            double sum = 0.0;
+            for (int64_t copy = 0; copy < kBiasCopies; ++copy) {
+                sum += params.dbias[copy * entries + i];
+            }
+            dtables->as<float>()[i] = static_cast<float>(sum);
+        }
+    }
 }
 
 void register_op(py::module_& m) {
     m.def("attention_forward", &forward_py);
     m.def("attention_backward", &backward_py);
+    m.attr("bias_copies") = kBiasCopies;
 }
 
 }  // namespace pylum::attention

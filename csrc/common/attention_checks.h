@@ -67,10 +67,95 @@ inline AttentionInputs describe_inputs(const Tensor& q, const Tensor& k, const T
             .scale = static_cast<float>(scale),
             .score_scales = score_scales ? score_scales->as<float>() : nullptr,
             .score_scale = static_cast<float>(score_scale),
+            .bias = {},
             .out = nullptr,
             .lse = nullptr,
             .threads = 1};
 }
+
+// The bias's tensors as they come from Python.
+struct BiasTensors {
+    const std::optional<Tensor>& position_table;
+    const std::optional<Tensor>& time_table;
+    const std::optional<Tensor>& thresholds;
+    const std::optional<Tensor>& timestamps;
+    const std::optional<Tensor>& query_times;
+};
+
+inline const float* bias_table(const Tensor& t, const char* name, const std::string& wanted,
+                               bool ok) {
+    expect_cpu(t, name);
+    expect_dtype(t, name, DType::kFloat32);
+    expect(t.dims == 1 && t.contiguous() && ok, name, wanted + " float32, contiguous", t);
+    return t.as<float>();
+}
+
+// The relative bias, checked, with its cells.
+class BiasDescription {
+  public:
+    BiasDescription(const BiasTensors& given, const BatchDescription& batch, int64_t rows,
+                    bool silu) {
+        if (given.position_table) {
+            const Tensor& t = *given.position_table;
+            bias_.positions = bias_table(t, "bias.position_table", "[2 length - 1]",
+                                         t.dims == 1 && t.size(0) % 2 == 1);
+            bias_.length = (t.size(0) + 1) / 2;
+        }
+        if (given.time_table) {
+            fill_times(given, batch, rows);
+        }
+        if (bias_.given() && !silu) {
+            throw py::value_error("bias must be None with score=\"softmax\"");
+        }
+    }
+
+    RelativeBias bias() const {
+        RelativeBias out = bias_;
+        out.cells = cells_;
+        return out;
+    }
+
+  private:
+    void fill_times(const BiasTensors& given, const BatchDescription& batch, int64_t rows) {
+        for (const auto& [tensor, name] : {std::pair{&given.thresholds, "bias.thresholds"},
+                                           std::pair{&given.timestamps, "bias.timestamps"},
+                                           std::pair{&given.query_times, "bias.query_times"}}) {
+            if (!*tensor) {
+                throw py::value_error(std::string(name) +
+                                      " must be given with bias.time_table, got None");
+            }
+        }
+        const Tensor& table = *given.time_table;
+        const int64_t buckets = table.dims == 1 ? table.size(0) - 1 : 0;
+        bias_.times =
+            bias_table(table, "bias.time_table", "[buckets + 1]", table.dims == 1 && buckets >= 0);
+        bias_.buckets = buckets;
+        bias_.thresholds = integers(*given.thresholds, "bias.thresholds", "buckets", buckets);
+        for (int64_t i = 0; i < buckets; ++i) {
+            const int64_t least = i == 0 ? 0 : bias_.thresholds[i - 1];
+            if (bias_.thresholds[i] < least) {
+                fail_number("bias.thresholds[" + std::to_string(i) + "]",
+                            "non-decreasing: at least " + std::to_string(least),
+                            bias_.thresholds[i]);
+            }
+        }
+        bias_.timestamps = integers(*given.timestamps, "bias.timestamps", "keys", batch.num_keys());
+        bias_.query_times = integers(*given.query_times, "bias.query_times", "rows", rows);
+        int64_t bucket = 0;
+        for (int cell = 0; cell < kGapCells; ++cell) {
+            while (bucket < buckets &&
+                   static_cast<uint64_t>(bias_.thresholds[bucket]) <= least_gap(cell)) {
+                ++bucket;
+            }
+            const bool more = bucket < buckets;
+            cells_[cell] = {more ? static_cast<uint64_t>(bias_.thresholds[bucket]) - 1 : UINT64_MAX,
+                            bucket};
+        }
+    }
+
+    RelativeBias bias_{};
+    GapCell cells_[kGapCells] = {};
+};
 
 // Below this many pairs of row and key, times heads, a team of threads costs more than it saves.
 constexpr int64_t kSerialCost = 1 << 16;

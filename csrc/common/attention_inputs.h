@@ -1,6 +1,7 @@
 // What the forward pass of an attention op reads and writes.
 #pragma once
 
+#include "common/attention_bias.h"
 #include "common/sequence.h"
 #include "common/tensor.h"
 
@@ -25,8 +26,9 @@ struct AttentionInputs {
     float scale;
     const float* score_scales;  // [rows], or null for the same one everywhere
     float score_scale;
-    void* out;   // [rows, heads, value_dim]
-    float* lse;  // [rows, heads] natural logarithm of the softmax sum, or null
+    RelativeBias bias;  // silu only
+    void* out;          // [rows, heads, value_dim]
+    float* lse;         // [rows, heads] natural logarithm of the softmax sum, or null
     int threads;
 };
 

@@ -97,7 +97,9 @@ class BatchDescription {
                 fail_number("num_context" + at,
                             "in [0, " + std::to_string(s.history) + " history tokens]", s.context);
             }
+            s.first_key = num_keys_;
             num_targets_ += s.targets;
+            num_keys_ += s.history + s.targets;
             sequences_.push_back(s);
         }
         group_begin_.resize(num_targets_);
@@ -115,6 +117,8 @@ class BatchDescription {
 
     const Batch& batch() const { return batch_; }
     int64_t num_targets() const { return num_targets_; }
+    // Histories, cached tokens too, and targets.
+    int64_t num_keys() const { return num_keys_; }
     const std::vector<Section>& sections() const { return sections_; }
     const std::vector<int64_t>& section_offsets() const { return section_offsets_; }
     // Sequences in the order of section_offsets().
@@ -221,7 +225,7 @@ class BatchDescription {
     std::vector<Sequence> sequences_;
     std::vector<int64_t> group_begin_, visible_, order_, section_offsets_;
     std::vector<Section> sections_;
-    int64_t num_targets_ = 0, cost_ = 0;
+    int64_t num_targets_ = 0, num_keys_ = 0, cost_ = 0;
     Batch batch_{};
 };
 

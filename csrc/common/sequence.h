@@ -15,6 +15,7 @@ struct Sequence {
     int64_t context;       // leading tokens seen by all
     int64_t targets;       // trailing rows
     int64_t first_target;  // number of its first target in the batch
+    int64_t first_key;     // of all histories and targets of the batch
 };
 
 struct Batch {

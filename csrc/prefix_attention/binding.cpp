@@ -11,7 +11,11 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
                        const std::optional<Tensor>& group_offsets,
                        const std::optional<Tensor>& visible, int64_t window, int64_t min_full,
                        bool silu, double scale, const std::optional<Tensor>& score_scales,
-                       double score_scale, const Tensor& out, int threads) {
+                       double score_scale, const std::optional<Tensor>& position_table,
+                       const std::optional<Tensor>& time_table,
+                       const std::optional<Tensor>& thresholds,
+                       const std::optional<Tensor>& timestamps,
+                       const std::optional<Tensor>& query_times, const Tensor& out, int threads) {
     check_heads(q, k, v);
     check_pool(k_pages, "prefix.k", k, k.size(2));
     check_pool(v_pages, "prefix.v", k, v.size(2));
@@ -34,6 +38,9 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
                *x);
     }
     AttentionInputs p = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
+    const BiasDescription bias({position_table, time_table, thresholds, timestamps, query_times},
+                               batch, q.size(0), silu);
+    p.bias = bias.bias();
     p.k_pages = k_pages.data;
     p.v_pages = v_pages.data;
     p.table = table.as<int64_t>();

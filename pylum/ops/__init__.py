@@ -2,6 +2,7 @@
 
 from pylum.ops.append_pages import append_pages
 from pylum.ops.attention import attention
+from pylum.ops.bias import RelativeBias, log_thresholds
 from pylum.ops.embedding_bag import embedding_bag
 from pylum.ops.embedding_sequence import embedding_sequence
 from pylum.ops.linear import linear
@@ -18,6 +19,7 @@ from pylum.ops.topk import topk
 __all__ = [
     "Mask",
     "PagedPrefix",
+    "RelativeBias",
     "RowUse",
     "append_pages",
     "attention",
@@ -25,6 +27,7 @@ __all__ = [
     "embedding_sequence",
     "gather_pages",
     "linear",
+    "log_thresholds",
     "pages_like",
     "prefix_attention",
     "residual_norm",

@@ -8,6 +8,7 @@ import torch
 
 from pylum import _C
 from pylum.ops._library import autocast_dtype, register, threads
+from pylum.ops.bias import RelativeBias, bias_operands
 from pylum.ops.mask import Mask, flatten
 
 
@@ -21,10 +22,11 @@ def attention(
     score: str = "softmax",
     scale: float | None = None,
     score_scale: torch.Tensor | float | None = None,
+    bias: RelativeBias | None = None,
 ) -> torch.Tensor:
     """Each row attends within its sequence to the keys the mask lets it see.
 
-    The weights are ``softmax(scale q.k)``, or ``silu(scale q.k) * score_scale`` (HSTU,
+    The weights are ``softmax(scale q.k)``, or ``silu(scale q.k + bias) * score_scale`` (HSTU,
     arXiv 2402.17152, section 3.2). To the bit, a row's result depends on the keys it sees and on
     nothing else: not on the other sequences of the batch, their number, threads, nor on NaN among
     the keys it does not see. Sums are float32. Gradients are deterministic.
@@ -42,6 +44,7 @@ def attention(
         score_scale: silu only, and required there: a number or ``[total]`` float32 (no gradient).
             HSTU divides by a length: use the model's maximum, never the batch's, or a user's
             result depends on the others.
+        bias: silu only: of position and time; its tables have gradients.
 
     Returns:
         ``[total, heads, value_dim]``, dtype of ``q``.
@@ -51,7 +54,8 @@ def attention(
         TypeError: a dtype is not as above.
     """
     q, k, v = autocast(q, k, v)
-    return _op(q, k, v, offsets, *flatten(mask), *score_operands(q, score, scale, score_scale))[0]
+    scores = score_operands(q, score, scale, score_scale)
+    return _op(q, k, v, offsets, *flatten(mask), *scores, *bias_operands(bias))[0]
 
 
 def autocast(
@@ -85,32 +89,18 @@ def score_operands(
     return silu, scale, None, 0.0 if score_scale is None else float(score_scale)
 
 
-def _forward(q, k, v, offsets, context, targets, groups, visible, window, min_full, silu, *scales):
-    out, lse = _empty(q, v, silu)
-    _C.attention_forward(
-        q,
-        k,
-        v,
-        offsets,
-        context,
-        targets,
-        groups,
-        visible,
-        window,
-        min_full,
-        silu,
-        *scales,
-        out,
-        lse,
-        threads(),
-    )
+_SILU = 7  # its place among the operands after q, k and v
+_TABLES = slice(11, 13)  # of the bias
+
+
+def _forward(q, k, v, *operands):
+    out, lse = _empty(q, v, operands[_SILU])
+    _C.attention_forward(q, k, v, *operands, out, lse, threads())
     return out, lse
 
 
-def _forward_fake(
-    q, k, v, offsets, context, targets, groups, visible, window, min_full, silu, *scales
-):
-    return _empty(q, v, silu)
+def _forward_fake(q, k, v, *operands):
+    return _empty(q, v, operands[_SILU])
 
 
 def _empty(q, v, silu):
@@ -120,108 +110,90 @@ def _empty(q, v, silu):
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, offsets, context, targets, groups, visible, *numbers, scales, score_scale = inputs
-    ctx.save_for_backward(q, k, v, offsets, context, targets, groups, visible, scales, *output)
-    ctx.numbers = (*numbers, score_scale)
+    ctx.tensors = [x is None or isinstance(x, torch.Tensor) for x in inputs]
+    ctx.numbers = [x for x, tensor in zip(inputs, ctx.tensors, strict=True) if not tensor]
+    kept = [x for x, tensor in zip(inputs, ctx.tensors, strict=True) if tensor]
+    ctx.save_for_backward(*kept, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward_of_forward(ctx, dout, _dlse):
     if dout is None:
-        return (None,) * 14
-    q, k, v, offsets, context, targets, groups, visible, scales, out, lse = ctx.saved_tensors
-    window, min_full, silu, scale, score_scale = ctx.numbers
-    gradients = _backward_op(
-        dout,
-        q,
-        k,
-        v,
-        offsets,
-        context,
-        targets,
-        groups,
-        visible,
-        window,
-        min_full,
-        silu,
-        scale,
-        scales,
-        score_scale,
-        out,
-        lse,
-    )
-    return *gradients, *(None,) * 11
+        return (None,) * len(ctx.tensors)
+    *kept, out, lse = ctx.saved_tensors
+    tensors, numbers = iter(kept), iter(ctx.numbers)
+    inputs = [next(tensors if tensor else numbers) for tensor in ctx.tensors]
+    dq, dk, dv, *dtables = _backward_op(dout, *inputs, out, lse)
+    gradients = [dq, dk, dv, *[None] * (len(inputs) - 3)]
+    for place, table, d in zip((14, 15), inputs[14:16], dtables, strict=True):
+        gradients[place] = None if table is None else d
+    return tuple(gradients)
 
 
-def _backward(
-    dout,
-    q,
-    k,
-    v,
-    offsets,
-    context,
-    targets,
-    groups,
-    visible,
-    window,
-    min_full,
-    silu,
-    scale,
-    scales,
-    score_scale,
-    out,
-    lse,
-):
+def _backward(dout, q, k, v, *rest):
+    *operands, out, lse = rest
     dq = q.new_empty(q.shape)
     dk, dv = (
         x.new_zeros((*x.shape[:2], (x.shape[2] + 15) // 16 * 16), dtype=torch.float32)
         for x in (k, v)
     )
+    dtables = _empty_tables(q, operands)
+    entries = sum(d.numel() for d in dtables)
+    copies = flat = None
+    if entries:
+        copies = q.new_zeros((_C.bias_copies, entries), dtype=torch.float64)
+        flat = q.new_empty(entries, dtype=torch.float32)
     _C.attention_backward(
         dout if dout.stride(-1) == 1 else dout.contiguous(),
         q,
         k,
         v,
-        offsets,
-        context,
-        targets,
-        groups,
-        visible,
-        window,
-        min_full,
-        silu,
-        scale,
-        scales,
-        score_scale,
+        *operands,
         out,
         lse,
         dq,
         dk,
         dv,
+        copies,
+        flat,
         threads(),
     )
-    return dq, *(d[..., : x.shape[2]].to(x.dtype).contiguous() for d, x in ((dk, k), (dv, v)))
+    if flat is not None:
+        dtables = tuple(d.clone() for d in flat.split([d.numel() for d in dtables]))
+    dk, dv = (d[..., : x.shape[2]].to(x.dtype).contiguous() for d, x in ((dk, k), (dv, v)))
+    return dq, dk, dv, *dtables
 
 
-def _backward_fake(dout, q, k, v, *_):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+def _empty_tables(q, operands):
+    return tuple(
+        q.new_empty(0 if table is None else table.shape, dtype=torch.float32)
+        for table in operands[_TABLES]
+    )
 
 
-_MASK = (
-    "Tensor offsets, Tensor? num_context, Tensor? num_targets, Tensor? group_offsets, "
-    "Tensor? visible, SymInt window, SymInt min_full"
+def _backward_fake(dout, q, k, v, *rest):
+    return *(x.new_empty(x.shape) for x in (q, k, v)), *_empty_tables(q, rest)
+
+
+MASK = (
+    "Tensor? num_context, Tensor? num_targets, Tensor? group_offsets, Tensor? visible, "
+    "SymInt window, SymInt min_full"
 )
-_SCORE = "bool silu, float scale, Tensor? score_scales, float score_scale"
+SCORE = (
+    "bool silu, float scale, Tensor? score_scales, float score_scale, Tensor? position_table, "
+    "Tensor? time_table, Tensor? thresholds, Tensor? timestamps, Tensor? query_times"
+)
+_OPERANDS = f"Tensor q, Tensor k, Tensor v, Tensor offsets, {MASK}, {SCORE}"
 
 _backward_op = register(
-    f"attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, {_MASK}, {_SCORE}, "
-    "Tensor out, Tensor lse) -> (Tensor, Tensor, Tensor)",
+    f"attention_backward(Tensor dout, {_OPERANDS}, Tensor out, Tensor lse) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward,
     fake=_backward_fake,
 )
 _op = register(
-    f"attention(Tensor q, Tensor k, Tensor v, {_MASK}, {_SCORE}) -> (Tensor, Tensor)",
+    f"attention({_OPERANDS}) -> (Tensor, Tensor)",
     cpu=_forward,
     fake=_forward_fake,
     backward=_backward_of_forward,

@@ -6,7 +6,8 @@ import torch
 
 from pylum import _C
 from pylum.ops._library import register, threads
-from pylum.ops.attention import autocast, score_operands
+from pylum.ops.attention import MASK, SCORE, autocast, score_operands
+from pylum.ops.bias import RelativeBias, bias_operands
 from pylum.ops.mask import Mask, flatten
 from pylum.ops.pages import PagedPrefix
 
@@ -22,6 +23,7 @@ def prefix_attention(
     score: str = "softmax",
     scale: float | None = None,
     score_scale: torch.Tensor | float | None = None,
+    bias: RelativeBias | None = None,
 ) -> torch.Tensor:
     """:func:`pylum.ops.attention` on whole sequences, for their last rows only; no gradient.
 
@@ -38,7 +40,8 @@ def prefix_attention(
         prefix: the histories, new rows included; dtype of ``q``.
         mask: counts context and targets as on the whole sequence. Context tokens see each other, so
             they must be in the pages all at once.
-        score, scale, score_scale: as in ``attention``; ``score_scale`` is a number or ``[total]``.
+        score, scale, score_scale, bias: as in ``attention``; ``score_scale`` is a number or
+            ``[total]``, ``bias.timestamps`` are those of whole histories and then targets.
 
     Returns:
         ``[total, heads, value_dim]``, dtype of ``q``.
@@ -59,6 +62,7 @@ def prefix_attention(
         prefix.lengths,
         *flatten(mask),
         *score_operands(q, score, scale, score_scale),
+        *bias_operands(bias),
     )
 
 
@@ -78,9 +82,7 @@ def _no_gradient(ctx, *_):
 
 _op = register(
     "prefix_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor k_pages, "
-    "Tensor v_pages, Tensor table, Tensor lengths, Tensor? num_context, Tensor? num_targets, "
-    "Tensor? group_offsets, Tensor? visible, SymInt window, SymInt min_full, bool silu, "
-    "float scale, Tensor? score_scales, float score_scale) -> Tensor",
+    f"Tensor v_pages, Tensor table, Tensor lengths, {MASK}, {SCORE}) -> Tensor",
     cpu=_cpu,
     fake=_fake,
     backward=_no_gradient,

@@ -224,6 +224,7 @@ def operands(case, requires_grad):
         0.25,
         None,
         0.0,
+        *[None] * 5,
     )
 
 

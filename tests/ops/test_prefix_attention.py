@@ -153,7 +153,8 @@ def test_opcheck_and_one_graph():
     pages = (prefix.k, prefix.v, prefix.table, prefix.lengths)
     numbers = (mask.num_context, mask.num_targets, mask.group_offsets, None, 0, 0, False, 0.25)
     torch.library.opcheck(
-        torch.ops.pylum.prefix_attention.default, (q, k, v, offsets, *pages, *numbers, None, 0.0)
+        torch.ops.pylum.prefix_attention.default,
+        (q, k, v, offsets, *pages, *numbers, None, 0.0, *[None] * 5),
     )
 
     def call(q, k, v):

@@ -2,6 +2,7 @@
 // gradient is a sum in a fixed order. Five products per strip and block: scores and dP again, then
 // dq, dk, dv; bound by arithmetic, 10 * rows * keys * head_dim.
 #include "attention/attention.h"
+#include "common/cpu/attention_bias.h"
 #include "common/cpu/attention_strip.h"
 #include "common/parallel.h"
 
@@ -110,6 +111,9 @@ struct BackwardStrip {
     alignas(64) float delta[kLead];                  // sum of out * dout
     alignas(64) float k_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
     alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
+    BiasRows rows;  // where there is a bias
+    double* dpositions;
+    double* dtimes;
 
     void softmax_gradient(int count, int64_t first, const Spans& spans, bool full) {
         for (int i = 0; i < count; ++i) {
@@ -148,21 +152,28 @@ struct BackwardStrip {
         }
     }
 
-    void block(const AttentionInputs& p, int rows, const T* k, const T* v, float* dk, float* dv,
-               int64_t first, int count, const Spans& spans, bool full) {
+    void block(const AttentionInputs& p, int count_rows, const T* k, const T* v, float* dk,
+               float* dv, int64_t first, int count, const Spans& spans, bool full,
+               const BiasKeys& bias) {
         const Rows keys = rows_of(k, p.k_row, count, p.head_dim, k_buffer);
         const Rows values = rows_of(v, p.v_row, count, p.value_dim, v_buffer);
         dots<kVecs>(keys, count, q_columns, p.head_dim, weights);
         dots<kVecs>(values, count, dout_columns, p.value_dim, dweights);
+        if (p.bias.given()) {
+            add_bias<kVecs>(p.bias, rows, bias, weights);
+        }
         if (p.silu) {
             silu_gradient(count, first, spans, full);
         } else {
             softmax_gradient(count, first, spans, full);
         }
+        if (p.bias.given()) {
+            add_bias_gradient<kVecs>(p.bias, rows, bias, dweights, dpositions, dtimes);
+        }
         add_weighted<kVecs>(keys, count, dweights, nullptr, p.head_dim, dq_columns);
-        add_outer<kLead>(dweights, count, rows, q_rows, padded(p.head_dim), dk,
+        add_outer<kLead>(dweights, count, count_rows, q_rows, padded(p.head_dim), dk,
                          p.kv_heads * padded(p.head_dim));
-        add_outer<kLead>(weights, count, rows, dout_rows, padded(p.value_dim), dv,
+        add_outer<kLead>(weights, count, count_rows, dout_rows, padded(p.value_dim), dv,
                          p.kv_heads * padded(p.value_dim));
     }
 
@@ -192,20 +203,32 @@ struct BackwardStrip {
         }
     }
 
-    void run(const BackwardParams& b, const Section& strip, int64_t kv_head, int64_t head) {
+    void run(const BackwardParams& b, const Section& strip, int64_t kv_head, int64_t head,
+             double* dbias) {
         const AttentionInputs& p = b.in;
         const Sequence& s = p.batch.sequences[strip.sequence];
         const int64_t row = strip_row(strip, s);
         load_strip(b, strip, row, head);
+        if (p.bias.given()) {
+            rows = bias_rows(p, strip, s, row);
+            dpositions = dbias;
+            dtimes = dbias + (p.bias.positions ? 2 * p.bias.length - 1 : 0);
+        }
         const T* k = static_cast<const T*>(p.k) + s.first_row * p.k_row + kv_head * p.k_head;
         const T* v = static_cast<const T*>(p.v) + s.first_row * p.v_row + kv_head * p.v_head;
         const int64_t dk_row = p.kv_heads * padded(p.head_dim);
         const int64_t dv_row = p.kv_heads * padded(p.value_dim);
         float* dk = b.dk + s.first_row * dk_row + kv_head * padded(p.head_dim);
         float* dv = b.dv + s.first_row * dv_row + kv_head * padded(p.value_dim);
-        const auto keys = [&](int64_t at, int64_t first, int count, const Spans& spans, bool full) {
+        const auto keys = [&](int64_t first, int count, const Spans& spans, bool full,
+                              bool targets) {
+            const int64_t at = targets ? s.history + first : first;
+            BiasKeys bias{};
+            if (p.bias.given()) {
+                bias = bias_keys(p.bias, s, first, count, targets);
+            }
             block(p, strip.rows, k + at * p.k_row, v + at * p.v_row, dk + at * dk_row,
-                  dv + at * dv_row, first, count, spans, full);
+                  dv + at * dv_row, first, count, spans, full, bias);
         };
         const Spans spans = history_spans(p.batch, strip, s);
         const int64_t end = spans.keys();
@@ -213,12 +236,12 @@ struct BackwardStrip {
             if (!spans.blind(first, kBlockKeys)) {
                 const int count =
                     static_cast<int>(end - first < kBlockKeys ? end - first : kBlockKeys);
-                keys(first, first, count, spans, spans.full(first, count));
+                keys(first, count, spans, spans.full(first, count), false);
             }
         }
         if (strip.targets) {
             for_group_blocks(p.batch, strip, s, [&](int64_t first, int count, const Spans& own) {
-                keys(s.history + first, first, count, own, false);
+                keys(first, count, own, false, true);
             });
         }
         for (int i = 0; i < kLead; ++i) {
@@ -234,7 +257,7 @@ struct BackwardStrip {
 };
 
 template <typename T>
-void task(const BackwardParams& b, int64_t sequence, int64_t kv_head) {
+void task(const BackwardParams& b, int64_t sequence, int64_t kv_head, double* dbias) {
     const AttentionInputs& p = b.in;
     const Sequence& s = p.batch.sequences[sequence];
     const int64_t group = p.heads / p.kv_heads;
@@ -249,10 +272,10 @@ void task(const BackwardParams& b, int64_t sequence, int64_t kv_head) {
             for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
                 if (strip.rows <= 16) {
                     BackwardStrip<T, 16 / kLanes> work;
-                    work.run(b, strip, kv_head, head);
+                    work.run(b, strip, kv_head, head, dbias);
                 } else {
                     BackwardStrip<T, 32 / kLanes> work;
-                    work.run(b, strip, kv_head, head);
+                    work.run(b, strip, kv_head, head, dbias);
                 }
             }
         }
@@ -262,13 +285,25 @@ void task(const BackwardParams& b, int64_t sequence, int64_t kv_head) {
 }  // namespace
 
 void backward(const BackwardParams& b) {
-    parallel_for(b.in.batch.batch * b.in.kv_heads, b.in.threads, [&](int64_t i) {
+    const int64_t tasks = b.in.batch.batch * b.in.kv_heads;
+    const auto run = [&](int64_t i, double* dbias) {
         const int64_t sequence = b.order[i / b.in.kv_heads];
         const int64_t kv_head = i % b.in.kv_heads;
         if (b.in.dtype == DType::kFloat32) {
-            task<float>(b, sequence, kv_head);
+            task<float>(b, sequence, kv_head, dbias);
         } else {
-            task<bfloat16>(b, sequence, kv_head);
+            task<bfloat16>(b, sequence, kv_head, dbias);
+        }
+    };
+    if (!b.dbias) {
+        parallel_for(tasks, b.in.threads, [&](int64_t i) { run(i, nullptr); });
+        return;
+    }
+    // Whoever adds to a copy of the tables' gradients does so alone, in the order of the tasks.
+    const int64_t entries = bias_entries(b.in.bias);
+    parallel_for(kBiasCopies, b.in.threads, [&](int64_t copy) {
+        for (int64_t i = copy; i < tasks; i += kBiasCopies) {
+            run(i, b.dbias + copy * entries);
         }
     });
 }

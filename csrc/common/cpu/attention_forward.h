@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "common/cpu/attention_bias.h"
 #include "common/cpu/attention_strip.h"
 #include "common/parallel.h"
 
@@ -19,6 +20,7 @@ struct ForwardStrip {
     Spans spans;    // on the history
     Running total;  // of the parts merged so far; history rows have one part only
     Running part;
+    BiasRows rows;                                    // where there is a bias
     alignas(64) float columns[kMaxDim * kStripRows];  // q, transposed and scaled
 
     int64_t keys() const { return spans.keys(); }
@@ -84,7 +86,11 @@ class ForwardTask {
         strip.section = section;
         strip.spans = history_spans(p.batch, section, s);
         strip.total.clear(p.value_dim);
-        const T* q = static_cast<const T*>(p.q) + strip_row(section, s) * p.q_row + head * p.q_head;
+        const int64_t row = strip_row(section, s);
+        if (p.bias.given()) {
+            strip.rows = bias_rows(p, section, s, row);
+        }
+        const T* q = static_cast<const T*>(p.q) + row * p.q_row + head * p.q_head;
         const float scale = p.silu ? p.scale : p.scale * kLog2e;
         if (strip.narrow()) {
             load_columns<16 / kLanes>(q, p.q_row, section.rows, p.head_dim, scale, strip.columns);
@@ -110,7 +116,7 @@ class ForwardTask {
                 }
                 const int size = block_size(strip.keys() - first);
                 block(strip, keys, values, first, size, strip.spans, strip.spans.full(first, size),
-                      strip.*run);
+                      false, strip.*run);
             });
         }
     }
@@ -120,7 +126,7 @@ class ForwardTask {
             block(strip,
                   rows_of(k.targets + first * k.stride, k.stride, size, p.head_dim, k_buffer),
                   rows_of(v.targets + first * v.stride, v.stride, size, p.value_dim, v_buffer),
-                  first, size, own, false, strip.part);
+                  first, size, own, false, true, strip.part);
         });
     }
 
@@ -129,18 +135,21 @@ class ForwardTask {
     }
 
     void block(ForwardStrip& strip, Rows keys, Rows values, int64_t first, int size,
-               const Spans& spans, bool full, Running& run) {
+               const Spans& spans, bool full, bool own, Running& run) {
         if (strip.narrow()) {
-            block<16 / kLanes>(strip.columns, keys, values, first, size, spans, full, run);
+            block<16 / kLanes>(strip, keys, values, first, size, spans, full, own, run);
         } else {
-            block<32 / kLanes>(strip.columns, keys, values, first, size, spans, full, run);
+            block<32 / kLanes>(strip, keys, values, first, size, spans, full, own, run);
         }
     }
 
     template <int kVecs>
-    void block(const float* columns, Rows keys, Rows values, int64_t first, int size,
-               const Spans& spans, bool full, Running& run) {
-        dots<kVecs>(keys, size, columns, p.head_dim, scores);
+    void block(const ForwardStrip& strip, Rows keys, Rows values, int64_t first, int size,
+               const Spans& spans, bool full, bool own, Running& run) {
+        dots<kVecs>(keys, size, strip.columns, p.head_dim, scores);
+        if (p.bias.given()) {
+            add_bias<kVecs>(p.bias, strip.rows, bias_keys(p.bias, s, first, size, own), scores);
+        }
         if (p.silu) {
             silu_block<kVecs>(scores, size, first, spans, full);
         } else {
