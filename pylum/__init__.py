@@ -9,6 +9,7 @@ from pylum.generation import Generation, generate, generate_batches
 from pylum.index import ItemIndex
 from pylum.knowledge import Knowledge, query
 from pylum.model import LUM, LUMConfig
+from pylum.ops._library import check
 from pylum.ragged import Ragged
 from pylum.train import pretrain
 
@@ -25,6 +26,7 @@ __all__ = [
     "Ragged",
     "UserCache",
     "Vocab",
+    "check",
     "evaluate",
     "generate",
     "generate_batches",

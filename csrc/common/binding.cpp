@@ -119,14 +119,30 @@ void expect_dtype(const Tensor& t, const char* name, DType wanted) {
 }
 
 void expect_floating(const Tensor& t, const char* name) {
-    if (t.dtype != DType::kFloat32 && t.dtype != DType::kBFloat16) {
-        fail_type(name, "float32 or bfloat16", t);
+    const bool half = t.cuda && t.dtype == DType::kFloat16;
+    if (t.dtype != DType::kFloat32 && t.dtype != DType::kBFloat16 && !half) {
+        fail_type(name, t.cuda ? "float32, bfloat16 or float16" : "float32 or bfloat16", t);
     }
 }
 
 void expect_cpu(const Tensor& t, const char* name) {
     if (t.cuda) {
         fail_value(name, "on cpu", t);
+    }
+}
+
+void expect_device([[maybe_unused]] const Tensor& t, [[maybe_unused]] const char* name) {
+#ifndef PYLUM_CUDA
+    if (t.cuda) {
+        fail_value(name, "on cpu, as this pylum was built without CUDA", t);
+    }
+#endif
+}
+
+void expect_like(const Tensor& t, const char* name, const Tensor& first, const char* first_name) {
+    if (t.cuda != first.cuda || (t.cuda && t.device != first.device)) {
+        const std::string device = first.cuda ? "cuda:" + std::to_string(first.device) : "cpu";
+        fail_value(name, "on " + device + " like " + first_name, t);
     }
 }
 

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "common/execution.h"
 #include "common/tensor.h"
 
 namespace pylum {
@@ -24,8 +25,13 @@ Tensor view(py::handle object);
 void expect(bool ok, const char* name, const char* wanted, const Tensor& got);
 void expect(bool ok, const char* name, const std::string& wanted, const Tensor& got);
 void expect_dtype(const Tensor& t, const char* name, DType wanted);
+// float32 or bfloat16; on CUDA also float16.
 void expect_floating(const Tensor& t, const char* name);
 void expect_cpu(const Tensor& t, const char* name);
+// The first tensor of an op with a CUDA kernel: anywhere, but only where CUDA was built.
+void expect_device(const Tensor& t, const char* name);
+// The others stand where the first one does.
+void expect_like(const Tensor& t, const char* name, const Tensor& first, const char* first_name);
 
 }  // namespace pylum
 
@@ -39,6 +45,22 @@ struct type_caster<pylum::Tensor> {
             return false;
         }
         value = pylum::view(source);
+        return true;
+    }
+};
+
+// (threads, stream, errors), the last two as addresses: what run_on() of ops/_library.py gives.
+template <>
+struct type_caster<pylum::Execution> {
+    PYBIND11_TYPE_CASTER(pylum::Execution, const_name("tuple[int, int, int]"));
+    bool load(handle source, bool) {
+        if (!isinstance<tuple>(source) || len(source) != 3) {
+            return false;
+        }
+        const auto parts = reinterpret_borrow<tuple>(source);
+        value.threads = parts[0].cast<int>();
+        value.stream = reinterpret_cast<CUstream_st*>(parts[1].cast<uintptr_t>());
+        value.errors = reinterpret_cast<int32_t*>(parts[2].cast<uintptr_t>());
         return true;
     }
 };

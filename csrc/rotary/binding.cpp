@@ -6,6 +6,7 @@ namespace pylum::rotary {
 
 static void check_heads(const Tensor& t, const char* name, const Tensor& fused, int64_t heads,
                         int64_t head_dim) {
+    expect_like(t, name, fused, "x");
     if (t.dtype != fused.dtype) {
         fail_type(name, std::string(dtype_name(fused.dtype)) + " like x", t);
     }
@@ -17,13 +18,13 @@ static void check_heads(const Tensor& t, const char* name, const Tensor& fused, 
 static void run_py(const Tensor& fused, const std::optional<Tensor>& q,
                    const std::optional<Tensor>& k, const std::optional<Tensor>& v,
                    const Tensor& positions, const Tensor& cos, const Tensor& sin, int64_t heads,
-                   int64_t kv_heads, bool inverse, int threads) {
+                   int64_t kv_heads, bool inverse, const Execution& on) {
     const int64_t groups = heads + 2 * kv_heads;
     if (heads < 0 || kv_heads < 0 || groups == 0) {
         throw py::value_error("heads and kv_heads must be at least 0 and not both 0, got " +
                               std::to_string(heads) + " and " + std::to_string(kv_heads));
     }
-    expect_cpu(fused, "x");
+    expect_device(fused, "x");
     expect_floating(fused, "x");
     expect(fused.dims == 2 && fused.contiguous() && fused.size(1) % (2 * groups) == 0, "x",
            "[total, (heads + 2 kv_heads) * head_dim] with " + std::to_string(groups) +
@@ -39,12 +40,12 @@ static void run_py(const Tensor& fused, const std::optional<Tensor>& q,
     if (v) {
         check_heads(*v, "dv", fused, kv_heads, head_dim);
     }
-    expect_cpu(positions, "positions");
+    expect_like(positions, "positions", fused, "x");
     expect_dtype(positions, "positions", DType::kInt64);
     expect(positions.is_shape({total}) && positions.contiguous(), "positions",
            "[total = " + std::to_string(total) + "], contiguous", positions);
     for (const auto& [table, name] : {std::pair{&cos, "cos"}, std::pair{&sin, "sin"}}) {
-        expect_cpu(*table, name);
+        expect_like(*table, name, fused, "x");
         expect_dtype(*table, name, DType::kFloat32);
         expect(table->dims == 2 && table->size(0) == cos.size(0) &&
                    table->size(1) == head_dim / 2 && table->contiguous(),
@@ -52,7 +53,7 @@ static void run_py(const Tensor& fused, const std::optional<Tensor>& q,
                *table);
     }
     const int64_t* position = positions.as<int64_t>();
-    for (int64_t i = 0; i < total; ++i) {
+    for (int64_t i = 0; i < total && !fused.cuda; ++i) {
         if (position[i] < 0 || position[i] >= cos.size(0)) {
             throw py::value_error("positions must be in [0, " + std::to_string(cos.size(0)) +
                                   "), got " + std::to_string(position[i]));
@@ -70,10 +71,12 @@ static void run_py(const Tensor& fused, const std::optional<Tensor>& q,
                    .heads = heads,
                    .kv_heads = kv_heads,
                    .head_dim = head_dim,
+                   .angles = cos.size(0),
                    .inverse = inverse,
-                   .threads = threads};
+                   .threads = on.threads,
+                   .errors = on.errors};
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(run, p);
+    PYLUM_CALL(fused, on, run, p);
 }
 
 void register_op(py::module_& m) { m.def("rotary_run", &run_py); }

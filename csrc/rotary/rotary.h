@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/cpu_features.h"
+#include "common/execution.h"
 #include "common/tensor.h"
 
 namespace pylum::rotary {
@@ -15,15 +15,17 @@ struct Params {
     void* q;                   // [total, heads, head_dim]
     void* k;                   // [total, kv_heads, head_dim]
     void* v;                   // [total, kv_heads, head_dim]
-    DType dtype;               // of these: float32 or bfloat16; arithmetic is float32
+    DType dtype;               // of these; arithmetic is float32
     const int64_t* positions;  // [total], rows of cos and sin
     const float* cos;          // [angles, head_dim / 2]
     const float* sin;          // [angles, head_dim / 2]
-    int64_t total, heads, kv_heads, head_dim;
+    int64_t total, heads, kv_heads, head_dim, angles;
     bool inverse;  // read dq, dk, dv and write fused; q, k and v may then be null for zeros
     int threads;
+    int32_t* errors;
 };
 
 PYLUM_CPU_KERNEL(void run(const Params&))
+void launch_run(const Params& p, CUstream_st* stream);
 
 }  // namespace pylum::rotary

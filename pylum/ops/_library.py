@@ -7,7 +7,7 @@ call where ``torch.library.custom_op`` costs 11 to 17.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,60 @@ LIBRARY = torch.library.Library("pylum", "DEF")
 def threads() -> int:
     """Threads a CPU kernel may use: torch's setting."""
     return torch.get_num_threads()
+
+
+class RunOn(NamedTuple):
+    """How ``_C`` runs an op: threads of a CPU kernel; stream and error word of a CUDA one."""
+
+    threads: int
+    stream: int
+    errors: int
+
+
+def run_on(x: torch.Tensor) -> RunOn:
+    """Torch's threads where ``x`` is on a CPU, its current stream where ``x`` is on a GPU."""
+    if x.device.type != "cuda":
+        return RunOn(torch.get_num_threads(), 0, 0)
+    index = x.device.index
+    return RunOn(1, torch._C._cuda_getCurrentRawStream(index), _error_word(index).data_ptr())
+
+
+_ERROR_WORDS: dict[int, torch.Tensor] = {}
+# The bits of csrc/common/execution.h.
+_ERRORS = {
+    1: "positions past the rows of cos and sin",
+    2: "offsets that decrease or do not end at the number of rows",
+    4: "indices past the rows of their table",
+    8: "pages past their pool",
+    16: "a mask that contradicts the lengths of its batch",
+}
+
+
+def _error_word(index: int) -> torch.Tensor:
+    if index not in _ERROR_WORDS:
+        _ERROR_WORDS[index] = torch.zeros(1, dtype=torch.int32, device=f"cuda:{index}")
+    return _ERROR_WORDS[index]
+
+
+def describe_errors(word: int) -> str:
+    """What the bits of an error word stand for."""
+    return ", ".join(text for bit, text in _ERRORS.items() if word & bit)
+
+
+def check() -> None:
+    """Raise for values that CUDA kernels met since the last check and could not raise for.
+
+    Kernels run behind the caller's back and never wait for him: a bad index gives rows of NaN, a
+    bad update is skipped, and both are noted on the device. This waits for the devices' work.
+
+    Raises:
+        ValueError: a kernel met such values.
+    """
+    for index, word in _ERROR_WORDS.items():
+        found = int(word.item())
+        if found:
+            word.zero_()
+            raise ValueError(f"kernels on cuda:{index} met {describe_errors(found)}")
 
 
 def autocast_dtype(**tensors: torch.Tensor | None) -> torch.dtype | None:
@@ -38,6 +92,7 @@ def register(
     schema: str,
     *,
     cpu: Callable[..., Any],
+    cuda: Callable[..., Any] | None = None,
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
@@ -47,6 +102,7 @@ def register(
     Args:
         schema: torch schema without the namespace, e.g. ``"topk(Tensor queries, ...) -> Tensor"``.
         cpu: allocates the outputs and calls ``_C``.
+        cuda: the same for CUDA tensors, often the same function; without it they are an error.
         fake: shapes and dtypes of the outputs from those of the inputs.
         backward, setup_context: as for ``torch.library.register_autograd``; without them the op
             has no gradient. Double backward is an error.
@@ -54,7 +110,7 @@ def register(
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, cpu, "CPU")
-    LIBRARY.impl(name, _not_on_cuda(name), "CUDA")
+    LIBRARY.impl(name, cuda or _not_on_cuda(name), "CUDA")
     torch.library.register_fake(f"pylum::{name}", fake, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import register, run_on
 
 
 def rotary(
@@ -22,8 +22,8 @@ def rotary(
     Elements ``d`` and ``d + head_dim / 2`` of a head make a pair, as in Llama.
 
     Args:
-        x: ``[total, (heads + 2 * kv_heads) * head_dim]`` float32 or bfloat16, contiguous: the
-            heads of q, of k, of v.
+        x: ``[total, (heads + 2 * kv_heads) * head_dim]`` float32, bfloat16 or, on CUDA, float16,
+            contiguous: the heads of q, of k, of v.
         positions: ``[total]`` int64, row of ``cos`` and ``sin`` for each token.
         cos, sin: ``[angles, head_dim / 2]`` float32.
         heads: of q; 0 where ``x`` holds no q.
@@ -34,16 +34,17 @@ def rotary(
         of ``x``; arithmetic is float32, v is a copy.
 
     Raises:
-        ValueError: a shape, device, layout or position is not as above.
+        ValueError: a shape, device, layout or position is not as above. On CUDA a row of a bad
+            position becomes NaN and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
     return _op(x, positions, cos, sin, heads, kv_heads)
 
 
-def _cpu(x, positions, cos, sin, heads, kv_heads):
+def _run(x, positions, cos, sin, heads, kv_heads):
     q, k, v = _fake(x, positions, cos, sin, heads, kv_heads)
     parts = [part if part.shape[1] else None for part in (q, k, v)]
-    _C.rotary_run(x, *parts, positions, cos, sin, heads, kv_heads, False, threads())
+    _C.rotary_run(x, *parts, positions, cos, sin, heads, kv_heads, False, run_on(x))
     return q, k, v
 
 
@@ -66,10 +67,10 @@ def _backward(ctx, dq, dk, dv):
     return _backward_op(dq, dk, dv, *ctx.saved_tensors, ctx.heads, ctx.kv_heads), *[None] * 5
 
 
-def _backward_cpu(dq, dk, dv, positions, cos, sin, heads, kv_heads):
+def _run_backward(dq, dk, dv, positions, cos, sin, heads, kv_heads):
     dx = _backward_fake(dq, dk, dv, positions, cos, sin, heads, kv_heads)
     parts = [None if d is None or d.shape[1] == 0 else d.contiguous() for d in (dq, dk, dv)]
-    _C.rotary_run(dx, *parts, positions, cos, sin, heads, kv_heads, True, threads())
+    _C.rotary_run(dx, *parts, positions, cos, sin, heads, kv_heads, True, run_on(dx))
     return dx
 
 
@@ -81,7 +82,8 @@ def _backward_fake(dq, dk, dv, positions, cos, sin, heads, kv_heads):
 _op = register(
     "rotary(Tensor x, Tensor positions, Tensor cos, Tensor sin, SymInt heads, SymInt kv_heads) "
     "-> (Tensor, Tensor, Tensor)",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -89,6 +91,7 @@ _op = register(
 _backward_op = register(
     "rotary_backward(Tensor? dq, Tensor? dk, Tensor? dv, Tensor positions, Tensor cos, "
     "Tensor sin, SymInt heads, SymInt kv_heads) -> Tensor",
-    cpu=_backward_cpu,
+    cpu=_run_backward,
+    cuda=_run_backward,
     fake=_backward_fake,
 )

@@ -1,5 +1,6 @@
 #include <cuda_runtime.h>
 
+#include "common/cuda/check.h"
 #include "common/cuda/device.h"
 
 namespace pylum::cuda {
@@ -19,6 +20,19 @@ int runtime_version() {
     int version = 0;
     cudaRuntimeGetVersion(&version);
     return version;
+}
+
+DeviceGuard::DeviceGuard(int device) : device_(device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (before_ != device_) {
+        check(cudaSetDevice(device_), "cudaSetDevice");
+    }
+}
+
+DeviceGuard::~DeviceGuard() {
+    if (before_ != device_) {
+        cudaSetDevice(before_);
+    }
 }
 
 }  // namespace pylum::cuda

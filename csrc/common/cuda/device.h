@@ -14,4 +14,16 @@ std::string architectures();
 // CUDA runtime version, e.g. 13000.
 int runtime_version();
 
+// The tensors' device is the current one while this lives.
+class DeviceGuard {
+  public:
+    explicit DeviceGuard(int device);
+    ~DeviceGuard();
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+  private:
+    int before_ = 0, device_;
+};
+
 }  // namespace pylum::cuda

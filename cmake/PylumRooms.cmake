@@ -1,0 +1,13 @@
+# The ops and their kernels; also read by tests/cuda_emulator.
+pylum_add_op(append_pages CPU base.cpp)
+pylum_add_op(attention CPU forward.cpp backward.cpp)
+pylum_add_op(prefix_attention CPU forward.cpp)
+pylum_add_op(embedding_bag CPU base.cpp)
+pylum_add_op(embedding_sequence CPU base.cpp)
+pylum_add_op(row_wise CPU base.cpp)
+pylum_add_op(sampled_softmax CPU shared.cpp per_query.cpp)
+pylum_add_op(linear CPU base.cpp)
+pylum_add_op(residual_norm CPU base.cpp)
+pylum_add_op(rotary CPU base.cpp CUDA run.cu)
+pylum_add_op(swiglu CPU base.cpp)
+pylum_add_op(topk CPU topk.cpp)

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+import pylum
+from pylum.ops import _library
+from tests.cuda_emulator.emulated import Emulated, build, emulating
+
+
+@pytest.fixture(scope="session")
+def emulated_module():
+    """The kernels compiled for the emulator."""
+    return build()
+
+
+class Device:
+    """A real GPU, where new tensors are made."""
+
+    def take_errors(self) -> int:
+        word = _library._error_word(torch.cuda.current_device())
+        found = int(word)
+        word.zero_()
+        return found
+
+
+DEVICES = ["emulated"]
+if torch.cuda.is_available():
+    DEVICES.append(pytest.param("gpu", marks=pytest.mark.cuda))
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def cuda(request):
+    """``pylum.ops`` on CUDA, for a module of tests: on the emulator, and on a GPU if one is here.
+
+    Its ``take_errors()`` gives the error word and clears it.
+    """
+    if request.param == "gpu":
+        torch.set_default_device("cuda")
+        yield Device()
+        torch.set_default_device(None)
+        return
+    with emulating(Emulated(request.getfixturevalue("emulated_module"), pylum._C)) as running:
+        yield running
+    assert running.calls, "no test of this module ran a CUDA kernel"

@@ -1,0 +1,125 @@
+"""Builds the CUDA kernels for the emulator and lets ``pylum.ops`` run on them.
+
+Host tensors stand for the device's: the emulated module takes them for CUDA tensors, and its
+kernels may touch exactly the tensors of the call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pybind11
+import torch
+
+import pylum.ops
+from pylum.ops._library import RunOn
+
+ROOT = Path(__file__).parent.parent.parent
+BUILD = ROOT / "build" / "emulator"
+# DLPack's type codes and bits.
+DTYPES = {
+    torch.float32: (2, 32),
+    torch.float64: (2, 64),
+    torch.float16: (2, 16),
+    torch.bfloat16: (4, 16),
+    torch.int64: (0, 64),
+    torch.int32: (0, 32),
+    torch.bool: (6, 8),
+}
+
+
+def build() -> Any:
+    """The emulated module, configured and compiled where its sources are newer."""
+    cmake, ninja = _program("cmake"), _program("ninja")
+    configure = [
+        cmake, "-S", str(Path(__file__).parent), "-B", str(BUILD), "-G", "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]  # fmt: skip
+    for command in (configure, [cmake, "--build", str(BUILD)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    sys.path.insert(0, str(BUILD))
+    try:
+        return importlib.import_module("_emulated")
+    finally:
+        sys.path.remove(str(BUILD))
+
+
+def _program(name: str) -> str:
+    """Beside this Python, whose environment the build's tools are installed in, or on the path."""
+    beside = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = beside or shutil.which(name)
+    if found is None:
+        raise RuntimeError(f"the emulator is built with {name}, which was not found")
+    return found
+
+
+class Emulated:
+    """``pylum._C`` with emulated kernels; what has no CUDA kernel is that of the CPU."""
+
+    def __init__(self, module: Any, cpu: Any) -> None:
+        self.module = module
+        self.cpu = cpu
+        self.errors = torch.zeros(1, dtype=torch.int32)
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(self.module, name):
+            return getattr(self.cpu, name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls += 1
+            self.module.clear_memory()
+            return getattr(self.module, name)(*[self._device(a) for a in arguments])
+
+        return call
+
+    def _device(self, value: Any) -> Any:
+        if isinstance(value, RunOn):
+            self._allow(self.errors, "the error word")
+            return RunOn(1, 0, self.errors.data_ptr())
+        if isinstance(value, list):
+            return [self._device(x) for x in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        self._allow(value, f"a tensor {list(value.shape)} {value.dtype}")
+        shape, strides = list(value.shape), list(value.stride())
+        return self.module.HostAsCuda(value.data_ptr(), shape, strides, *DTYPES[value.dtype])
+
+    def _allow(self, x: torch.Tensor, name: str) -> None:
+        if x.numel():
+            last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+            self.module.add_memory(x.data_ptr(), (last + 1) * x.element_size(), name)
+
+    def take_errors(self) -> int:
+        """The error word, which is cleared."""
+        found = int(self.errors)
+        self.errors.zero_()
+        return found
+
+
+@contextmanager
+def emulating(emulated: Emulated) -> Iterator[Emulated]:
+    """Every op of ``pylum.ops`` calls ``emulated`` instead of ``pylum._C``."""
+    modules = [
+        module
+        for info in pkgutil.iter_modules(pylum.ops.__path__)
+        if hasattr(module := importlib.import_module(f"pylum.ops.{info.name}"), "_C")
+    ]
+    try:
+        for module in modules:
+            module._C = emulated  # type: ignore[attr-defined]
+        yield emulated
+    finally:
+        for module in modules:
+            module._C = emulated.cpu  # type: ignore[attr-defined]
