@@ -11,6 +11,7 @@ from pylum.knowledge import Knowledge, query
 from pylum.model import LUM, LUMConfig
 from pylum.ops._library import check
 from pylum.ragged import Ragged
+from pylum.rank import Ranker
 from pylum.train import pretrain
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "Knowledge",
     "LUMConfig",
     "Ragged",
+    "Ranker",
     "UserCache",
     "Vocab",
     "check",

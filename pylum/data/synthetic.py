@@ -112,6 +112,26 @@ class Synthetic(World):
         """
         return self._bayes.predict(self._bayes.next_moments(histories, conditions, times))
 
+    def chances_of(self, data: Interactions, events: Any, items: Any) -> Floats:
+        """The exact probability that an event's user chose an item at it, from everything earlier.
+
+        Args:
+            data: of this world.
+            events: ``[N]`` which event of ``data``.
+            items: ``[N]`` places in ``names``.
+
+        Returns:
+            ``[N]`` float64.
+        """
+        events, items = np.asarray(events, np.int64), np.asarray(items, np.int64)
+        moments = self._bayes.moments(data.histories())
+        out = np.empty(len(events))
+        for start in range(0, len(events), BLOCK * 8):
+            rows = slice(start, start + BLOCK * 8)
+            chances = self._bayes.predict(moments.take(events[rows]))
+            out[rows] = np.take_along_axis(chances, items[rows, None], 1)[:, 0]
+        return out
+
     def bayes_recall(self, part: Interactions, k: int = 10, *, mode: Mode = "right") -> float:
         """Share of the targets of ``part`` among the ``k`` best items of the exact prediction.
 

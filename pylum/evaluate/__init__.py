@@ -1,8 +1,18 @@
 """Protocols' scores with floors and intervals: :func:`evaluate`; metrics by themselves."""
 
 from pylum.evaluate import metrics
+from pylum.evaluate.impressions import Comparison, compare
 from pylum.evaluate.intervals import Interval, bootstrap, bootstrap_statistic
 from pylum.evaluate.next_item import evaluate
 from pylum.evaluate.report import Report
 
-__all__ = ["Interval", "Report", "bootstrap", "bootstrap_statistic", "evaluate", "metrics"]
+__all__ = [
+    "Comparison",
+    "Interval",
+    "Report",
+    "bootstrap",
+    "bootstrap_statistic",
+    "compare",
+    "evaluate",
+    "metrics",
+]

@@ -1,7 +1,11 @@
-"""Popularity: what any model must beat, ranked by the same rules."""
+"""Popularity and means: what any model must beat, scored by the same rules."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pylum.data.events import Events
@@ -56,6 +60,40 @@ def popularity_by_condition(
             limits = Ragged(rows, lengths_to_offsets(lengths))
         out[mine] = _ranks(counts, targets[mine], limits)
     return out
+
+
+def mean_floors(
+    labels: npt.ArrayLike,
+    users: npt.ArrayLike,
+    items: npt.ArrayLike,
+    asked_users: npt.ArrayLike,
+    asked_items: npt.ArrayLike,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Scores of rows by the mean label of their item, and by that plus the mean of their user.
+
+    Args:
+        labels, users, items: ``[N]`` 0 or 1 and raw ids of the training rows.
+        asked_users, asked_items: ``[Q]`` raw ids of the rows to score; one that was not trained on
+            has the mean of all.
+
+    Returns:
+        ``"item mean"`` and ``"item + user mean"``, ``[Q]`` each.
+    """
+    y = np.asarray(labels, np.float64)
+    item = _means(y, np.asarray(items), np.asarray(asked_items))
+    return {
+        "item mean": item,
+        "item + user mean": item + _means(y, np.asarray(users), np.asarray(asked_users)),
+    }
+
+
+def _means(
+    y: npt.NDArray[np.float64], known: npt.NDArray[Any], asked: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
+    ids, place = np.unique(known, return_inverse=True)
+    means = np.bincount(place, y) / np.bincount(place)
+    at = np.minimum(np.searchsorted(ids, asked), len(ids) - 1)
+    return np.where(ids[at] == asked, means[at], y.mean())
 
 
 def _chosen(train: Events, column: torch.Tensor) -> torch.Tensor:

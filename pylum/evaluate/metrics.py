@@ -191,6 +191,18 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(-(labels * np.log(p) + (1 - labels) * np.log1p(-p)).mean())
 
 
+def normalised_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Log loss over that of always predicting the share of ones; NaN where a class is missing.
+
+    Below 1 is better than the share itself (He et al. 2014).
+    """
+    rate = np.asarray(labels, dtype=np.float64).mean()
+    if not 0 < rate < 1:
+        return float("nan")
+    constant = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+    return log_loss(labels, probabilities) / float(constant)
+
+
 def _lines(ragged: Ragged) -> torch.Tensor:
     return torch.arange(len(ragged)).repeat_interleave(ragged.lengths)
 

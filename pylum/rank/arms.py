@@ -1,0 +1,206 @@
+"""What a user model's knowledge adds to rankers: the same rows, seeds and draws for every arm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from pylum.data.interactions import Interactions
+from pylum.evaluate.floors import mean_floors
+from pylum.evaluate.impressions import METRICS, Comparison, compare
+from pylum.evaluate.intervals import SAMPLES, Interval
+from pylum.knowledge import Knowledge
+from pylum.rank.ranker import Ranker
+from pylum.rank.schema import Schema
+
+# What each arm reads of the knowledge.
+ARMS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "+ e_i": ("item",),
+    "+ direct": ("item", "direct"),
+    "+ matching": ("item", "matching"),
+    "+ both": ("item", "direct", "matching"),
+    "+ both, shuffled": ("item", "direct", "matching"),
+}
+BASE, ITEM, DIRECT, BOTH, SHUFFLED = "base", "+ e_i", "+ direct", "+ both", "+ both, shuffled"
+# The differences that say something, beside each arm over the base.
+QUESTIONS = ((BOTH, ITEM), (BOTH, DIRECT), (SHUFFLED, ITEM))
+
+
+@dataclass(frozen=True, eq=False)
+class Arms:
+    """Scores of the test rows.
+
+    Args:
+        title: what was scored, in a line.
+        labels, users: ``[N]`` of the test rows.
+        scores: by contestant ``[S, N]``; a ranker's arm is called ``"<ranker> <arm>"``.
+        floors: contestants whose scores are no probabilities.
+    """
+
+    title: str
+    labels: npt.NDArray[np.float64]
+    users: npt.NDArray[Any]
+    scores: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    floors: tuple[str, ...] = ()
+
+    def comparison(self, samples: int = SAMPLES) -> Comparison:
+        """Values, each arm's gain over its base, and the differences of :data:`QUESTIONS`."""
+        pairs: list[tuple[str, str]] = []
+        rankers = [
+            name.removesuffix(f" {BASE}") for name in self.scores if name.endswith(f" {BASE}")
+        ]
+        for ranker in rankers:
+            present = [arm for arm in ARMS if f"{ranker} {arm}" in self.scores]
+            asked = [(arm, BASE) for arm in present if arm != BASE]
+            asked += [(a, b) for a, b in QUESTIONS if a in present and b in present]
+            pairs += [(f"{ranker} {a}", f"{ranker} {b}") for a, b in asked]
+        return compare(
+            self.labels,
+            self.users,
+            self.scores,
+            over=pairs,
+            only_order=self.floors,
+            samples=samples,
+        )
+
+
+def rows_of(rows: pa.Table, part: Interactions) -> pa.Table:
+    """The rows of :func:`pylum.rank.impressions` whose event is a target of ``part``."""
+    assert part.whole_rows is not None
+    events, mask = part.whole_rows, part.events.targets
+    chosen = events if mask is None else events[mask.numpy()]
+    return rows.filter(pa.array(np.isin(rows["event"].to_numpy(), chosen)))
+
+
+def shuffled(knowledge: Knowledge, seed: int = 0) -> Knowledge:
+    """Every moment gets the answers of another user's, drawn by ``seed``.
+
+    As many inputs of the same distribution, and nothing about the user: a control for capacity.
+
+    Raises:
+        ValueError: it is of one user alone.
+    """
+    _, users = np.unique(np.asarray(knowledge.users, dtype=object).astype(str), return_inverse=True)
+    if len(users) and users.max() == 0:
+        raise ValueError("knowledge must be of two users at least to be shuffled across users")
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(users))
+    while (same := np.flatnonzero(users[order] == users)).size:
+        # Those that met their own user swap with moments drawn anew.
+        other = random.integers(len(order), size=len(same))
+        for a, b in zip(same.tolist(), other.tolist(), strict=True):
+            order[a], order[b] = order[b], order[a]
+    return replace(knowledge, vectors=knowledge.vectors[torch.from_numpy(order)])
+
+
+def run_arms(
+    title: str,
+    schema: Schema,
+    train: pa.Table,
+    valid: pa.Table,
+    test: pa.Table,
+    knowledge: Knowledge,
+    *,
+    rankers: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int] = (0, 1, 2),
+    arms: Sequence[str] = tuple(ARMS),
+    floors: pa.Table | None = None,
+    more: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    allow_in_sample: bool = False,
+    on_fit: Callable[[str, int, Ranker], None] | None = None,
+) -> Arms:
+    """Fit every ranker with every arm and seed.
+
+    Args:
+        title: of the result.
+        schema: of the rows.
+        train, valid, test: rows; the epoch is chosen on ``valid``.
+        knowledge: as of all of them.
+        rankers: by name, settings.
+        seeds: of the rankers.
+        floors: rows whose labels make the floors; None: ``train``.
+        more: scores of the test rows to print beside, such as the best possible.
+        allow_in_sample: as for :meth:`Ranker.fit`.
+        on_fit: called with the contestant's name, seed and ranker.
+    """
+    known = train if floors is None else floors
+    columns = {
+        name: (known[column].to_numpy(), test[column].to_numpy())
+        for name, column in (("user", schema.user), ("item", schema.item))
+    }
+    labels = test[schema.label].to_numpy().astype(np.float64)
+    means = mean_floors(
+        known[schema.label].to_numpy(),
+        *(columns[name][0] for name in ("user", "item")),
+        *(columns[name][1] for name in ("user", "item")),
+    )
+    scores = {name: line[None] for name, line in {**means, **(more or {})}.items()}
+    other = shuffled(knowledge)
+    for name, settings in rankers.items():
+        for arm in arms:
+            lines = []
+            for seed in seeds:
+                parts = ARMS[arm]
+                given = None if not parts else other if arm == SHUFFLED else knowledge
+                ranker = Ranker(
+                    name,
+                    schema,
+                    given,
+                    **({"inputs": parts} if parts else {}),
+                    **{**settings, "seed": seed},
+                )
+                ranker.fit(train, valid=valid, allow_in_sample=allow_in_sample)
+                lines.append(ranker.predict(test).astype(np.float64))
+                if on_fit is not None:
+                    on_fit(f"{name} {arm}", seed, ranker)
+            scores[f"{name} {arm}"] = np.stack(lines)
+    return Arms(title, labels, test[schema.user].to_numpy(), scores, (*means, *(more or {})))
+
+
+def table(title: str, found: Comparison) -> str:
+    """Values of every contestant, the gain of each arm over its base, and the differences."""
+    heads = ["", *METRICS, "AUC over its base"]
+    lines = [heads]
+    over = {name: row for (name, base), row in found.gains.items() if base.endswith(f" {BASE}")}
+    for name, row in found.values.items():
+        cells = [f"{row[m].value:.4f}" if m in row else "" for m in METRICS]
+        if "AUC" in row:
+            cells[0] = str(row["AUC"])
+        lines.append([name, *cells, _signed(over[name]["AUC"]) if name in over else ""])
+    rest = {pair: row for pair, row in found.gains.items() if not pair[1].endswith(f" {BASE}")}
+    out = [
+        f"{title}: {found.rows:,} rows of {found.users:,} users, {found.rate:.1%} positive, "
+        f"{found.seeds} seeds",
+        *_aligned(lines),
+    ]
+    if rest:
+        asked = [["", "AUC"]]
+        for (name, base), row in rest.items():
+            ranker = next(r for r in _rankers(found) if base.startswith(f"{r} "))
+            asked.append([f"{name} over {base.removeprefix(ranker + ' ')}", _signed(row["AUC"])])
+        out += ["", *_aligned(asked)]
+    out.append("Brackets: 95 % intervals, paired bootstrap over users and seeds.")
+    return "\n".join(out)
+
+
+def _rankers(found: Comparison) -> list[str]:
+    return [name.removesuffix(f" {BASE}") for name in found.values if name.endswith(f" {BASE}")]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _signed(gain: Interval) -> str:
+    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"

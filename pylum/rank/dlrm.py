@@ -1,0 +1,62 @@
+"""DLRM (arXiv 1906.00091): embedding bags, a bottom MLP, pairwise dots, a top MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pylum.data.vocab import Vocab
+from pylum.rank.coding import Coded
+from pylum.rank.inputs import Embeddings, Head, Known, mlp
+from pylum.rank.schema import Schema
+from pylum.rank.settings import Settings
+
+
+def dot_interaction(vectors: torch.Tensor) -> torch.Tensor:
+    """Dot products of all pairs of different vectors of a row.
+
+    Args:
+        vectors: ``[B, F, dim]``.
+
+    Returns:
+        ``[B, F (F - 1) / 2]``: the strict lower triangle, row by row.
+    """
+    count = vectors.shape[1]
+    products = vectors @ vectors.transpose(1, 2)
+    row, column = torch.tril_indices(count, count, -1)
+    return products[:, row, column]
+
+
+class DLRM(nn.Module):
+    """Section 2 of the paper; the mean of the behaviours is one vector more.
+
+    Args:
+        schema, vocabs: of the rows.
+        known: inputs of knowledge, which enter the top MLP.
+    """
+
+    def __init__(
+        self, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: int
+    ) -> None:
+        super().__init__()
+        self.schema = schema
+        self.embeddings = Embeddings(schema, vocabs, settings.dim, settings.initial_scale)
+        numbers = len(schema.of("number"))
+        self.bottom = mlp(numbers, (*settings.bottom, settings.dim)) if numbers else None
+        count = len(self.embeddings.pooled) + bool(schema.of("sequence")) + bool(numbers)
+        width = count * (count - 1) // 2 + settings.dim * bool(numbers)
+        if width < 1:
+            raise ValueError("a dlrm needs numbers or at least two other features, got one")
+        self.top = Head(width, settings.hidden, known, settings.dropout)
+
+    def forward(self, rows: Coded, known: Known | None) -> tuple[torch.Tensor, ...]:
+        read = self.embeddings(rows)
+        vectors = [read.fields]
+        if self.schema.of("sequence"):
+            vectors.append(read.remembered[:, None])
+        dense = []
+        if self.bottom is not None:
+            dense = [self.bottom(read.numbers)]
+            vectors.insert(0, dense[0][:, None])
+        x = torch.cat([*dense, dot_interaction(torch.cat(vectors, 1))], 1)
+        return (self.top(x, known),)

@@ -1,0 +1,89 @@
+"""The sizes of each ranker and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Arguments of a ranker beside its schema.
+
+    Args:
+        dim: of every embedding.
+        hidden: layers before the logit: the top MLP, over knowledge too.
+        bottom: dlrm: layers over the numbers, before the last one of ``dim``.
+        attention: din, sim_rank: layers of the activation unit.
+        found: sim_rank: behaviours that the search keeps.
+        short: sim_rank: latest behaviours that are always attended.
+        heads: sim_rank: of the attention over what was found.
+        buckets: wide_deep: rows of the wide table, into which crosses are hashed.
+        min_count: values seen less often are unknown.
+        dropout: of hidden units.
+        knowledge_dropout: share of training rows whose knowledge is left out, so that missing
+            knowledge is trained.
+        initial_scale: standard deviation of new embeddings.
+        epochs: passes over the rows; with ``valid`` the best one is kept.
+        batch_rows: rows of an update.
+        lr: learning rate: AdaGrad for wide_deep, Adam for the others.
+        weight_decay: L2 of everything but the wide part, in the gradient.
+        ftrl_alpha, ftrl_l1, ftrl_l2: wide_deep: of the wide part's FTRL.
+        seed: of initialisation, order and dropout.
+    """
+
+    dim: int = 16
+    hidden: tuple[int, ...] = (128, 64)
+    bottom: tuple[int, ...] = (64,)
+    attention: tuple[int, ...] = (36,)
+    found: int = 20
+    short: int = 10
+    heads: int = 2
+    buckets: int = 1 << 18
+    min_count: int = 2
+    dropout: float = 0.0
+    knowledge_dropout: float = 0.1
+    initial_scale: float = 0.05
+    epochs: int = 3
+    batch_rows: int = 512
+    lr: float = 1e-3
+    weight_decay: float = 1e-6
+    ftrl_alpha: float = 0.02
+    ftrl_l1: float = 1.0
+    ftrl_l2: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "bottom", "attention"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if any(size < 1 for size in getattr(self, name)):
+                raise ValueError(f"{name} must hold positive widths, got {getattr(self, name)}")
+        if not self.hidden:
+            raise ValueError("hidden must hold at least one width, got none")
+        for name in ("dim", "found", "short", "heads", "buckets", "min_count", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("dropout", "knowledge_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.epochs < 0 or not self.lr > 0 or self.weight_decay < 0:
+            raise ValueError(
+                "epochs and weight_decay must not be negative and lr positive, got "
+                f"{self.epochs}, {self.weight_decay}, {self.lr}"
+            )
+
+    @classmethod
+    def of(cls, name: str, given: dict[str, Any]) -> Settings:
+        """Those of a ranker, with what is given.
+
+        Raises:
+            ValueError: a setting is unknown or not as above.
+        """
+        known = [f.name for f in fields(cls)]
+        strangers = sorted(set(given) - set(known))
+        if strangers:
+            raise ValueError(f"settings must be among {', '.join(known)}, got {strangers}")
+        own: dict[str, Any] = {}
+        if name == "wide_deep":
+            own = {"dim": 32, "hidden": (256, 128, 64), "lr": 0.02}
+        return replace(cls(), **{**own, **given})

@@ -1,0 +1,187 @@
+"""The updates of a ranker, and its start from an older one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from pylum.data.vocab import Vocab
+from pylum.knowledge import Knowledge
+from pylum.rank.coding import Coded
+from pylum.rank.din import DIN
+from pylum.rank.dlrm import DLRM
+from pylum.rank.ftrl import FTRL
+from pylum.rank.inputs import Embeddings, KnowledgeLayer, Known
+from pylum.rank.schema import Schema
+from pylum.rank.settings import Settings
+from pylum.rank.sim import SIM
+from pylum.rank.utilisation import Inputs, Joined
+from pylum.rank.wide_deep import WideDeep
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "wide_deep": WideDeep,
+    "dlrm": DLRM,
+    "din": DIN,
+    "sim_rank": SIM,
+}
+
+
+class Batches:
+    """Rows beside what is known of them, read by index.
+
+    Args:
+        rows: coded.
+        knowledge, inputs, joined: or None for a ranker without.
+    """
+
+    def __init__(
+        self,
+        rows: Coded,
+        knowledge: Knowledge | None = None,
+        inputs: Inputs | None = None,
+        joined: Joined | None = None,
+    ) -> None:
+        self.rows, self.knowledge, self.inputs, self.joined = rows, knowledge, inputs, joined
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, index: torch.Tensor) -> tuple[Coded, Known | None]:
+        if self.inputs is None or self.knowledge is None or self.joined is None:
+            return self.rows.take(index), None
+        return self.rows.take(index), self.inputs.gather(self.knowledge, self.joined, index)
+
+
+def build(
+    name: str, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: int
+) -> nn.Module:
+    """A network with weights drawn by the seed, the caller's random numbers left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return NETWORKS[name](schema, vocabs, settings, known)
+
+
+def train(
+    network: nn.Module, batches: Batches, settings: Settings, valid: Batches | None
+) -> list[dict[str, float]]:
+    """Fit in place; with ``valid`` the weights of the epoch with the least log loss are kept.
+
+    Returns:
+        For each epoch its mean training loss and, with ``valid``, the log loss there.
+    """
+    steps = _optimisers(network, settings)
+    history: list[dict[str, float]] = []
+    best: dict[str, torch.Tensor] = {}
+    wide = network.wide if isinstance(network, WideDeep) else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed + 1)
+        for epoch in range(settings.epochs):
+            network.train()
+            total = 0.0
+            for index in torch.randperm(len(batches)).split(settings.batch_rows):
+                rows, known = batches.at(index)
+                if known is not None and settings.knowledge_dropout:
+                    gone = torch.rand(len(index), 1) < settings.knowledge_dropout
+                    known = Known(known.values, known.missing | gone)
+                logits = network(rows, known)
+                assert rows.labels is not None
+                losses = [
+                    nn.functional.binary_cross_entropy_with_logits(each, rows.labels)
+                    for each in logits
+                ]
+                loss = torch.stack(losses).sum()
+                if not bool(loss.isfinite()):
+                    raise FloatingPointError(
+                        f"the loss is {float(loss)} in epoch {epoch + 1}: lower lr = {settings.lr}"
+                    )
+                loss.backward()
+                if wide is not None and wide.grad is not None:
+                    # FTRL counts examples: its L1 and learning rate are those of their sum.
+                    wide.grad.mul_(len(index))
+                for step in steps:
+                    step.step()
+                    step.zero_grad()
+                total += float(losses[0].detach()) * len(index)
+            entry = {"epoch": epoch + 1, "loss": total / len(batches)}
+            if valid is not None:
+                entry["valid"] = _log_loss(network, valid, settings.batch_rows)
+                if entry["valid"] <= min([e["valid"] for e in history], default=torch.inf):
+                    best = {n: t.detach().clone() for n, t in network.state_dict().items()}
+            history.append(entry)
+    if best:
+        network.load_state_dict(best)
+    network.eval()
+    return history
+
+
+def logits(network: nn.Module, batches: Batches, batch_rows: int) -> Iterator[torch.Tensor]:
+    """Of all rows, batch by batch."""
+    network.eval()
+    with torch.inference_mode():
+        for index in torch.arange(len(batches)).split(batch_rows):
+            yield network(*batches.at(index))[0]
+
+
+def carry_over(old: nn.Module, new: nn.Module, keep_knowledge: bool) -> None:
+    """Give ``new`` the weights of ``old``, so that it predicts the same.
+
+    Tables have grown at their end: a new row begins as the unknown value. Knowledge that the old
+    one did not have, or had of another user model, begins with weights of zero.
+
+    Raises:
+        ValueError: the two have other sizes.
+    """
+    before = dict(old.named_parameters())
+    tables = {
+        f"{place}.tables.{n}"
+        for place, module in new.named_modules()
+        if isinstance(module, Embeddings)
+        for n in range(len(module.tables))
+    }
+    fresh = {
+        f"{place}.{name}"
+        for place, module in new.named_modules()
+        if isinstance(module, KnowledgeLayer) and not keep_knowledge
+        for name, _ in module.named_parameters()
+    }
+    with torch.no_grad():
+        for name, p in new.named_parameters():
+            if name in fresh:
+                p.zero_()
+            elif name in tables and before[name].shape[1:] == p.shape[1:]:
+                p.copy_(before[name][0].expand_as(p))
+                p[: len(before[name])] = before[name]
+            elif name in before and before[name].shape == p.shape:
+                p.copy_(before[name])
+            else:
+                got = list(before[name].shape) if name in before else "nothing"
+                raise ValueError(
+                    f"init must have the sizes of this ranker: {name} is {list(p.shape)}, "
+                    f"init has {got}"
+                )
+
+
+def _optimisers(network: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    if not isinstance(network, WideDeep):
+        adam = torch.optim.Adam(
+            network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        return [adam]
+    deep = [p for name, p in network.named_parameters() if name != "wide"]
+    return [
+        torch.optim.Adagrad(deep, lr=settings.lr, weight_decay=settings.weight_decay),
+        FTRL(
+            [network.wide],
+            alpha=settings.ftrl_alpha,
+            l1=settings.ftrl_l1,
+            l2=settings.ftrl_l2,
+        ),
+    ]
+
+
+def _log_loss(network: nn.Module, batches: Batches, batch_rows: int) -> float:
+    assert batches.rows.labels is not None
+    found = torch.cat(list(logits(network, batches, batch_rows)))
+    return float(nn.functional.binary_cross_entropy_with_logits(found, batches.rows.labels))
