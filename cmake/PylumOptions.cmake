@@ -21,6 +21,9 @@ set(PYLUM_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(PYLUM_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
                        -mprefer-vector-width=512)
 
+# Flags of the files that BF16 of pylum_add_op adds.
+set(PYLUM_FLAGS_avx512_bf16 ${PYLUM_FLAGS_avx512} -mavx512bf16)
+
 function(pylum_compile_options target)
   target_compile_options(
     ${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -fno-math-errno

@@ -21,8 +21,8 @@ struct Params {
     const float* cos;          // [angles, head_dim / 2] or null: no rotation
     const float* sin;
     int64_t batch, table_row, cos_row, sin_row;
-    void* k_pages;  // [pages, kv_heads, 64, head_dim]
-    void* v_pages;  // [pages, kv_heads, 64, value_dim]
+    void* k_pages;  // [pages, kv_heads, 64 * head_dim] in the order of common/cpu/key_blocks.h
+    void* v_pages;  // [pages, kv_heads, 64 * value_dim]
     int threads;
 };
 

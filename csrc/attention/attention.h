@@ -20,6 +20,7 @@ struct BackwardParams {
     double* dbias;
 };
 
-PYLUM_CPU_KERNEL(void forward(const AttentionInputs&); void backward(const BackwardParams&))
+PYLUM_CPU_KERNEL_BF16(void forward(const AttentionInputs&))
+PYLUM_CPU_KERNEL(void backward(const BackwardParams&))
 
 }  // namespace pylum::attention

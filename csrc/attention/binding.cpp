@@ -36,7 +36,7 @@ static void forward_py(
     const AttentionInputs p =
         inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, threads);
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(forward, p);
+    PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
 }
 
 static void backward_py(

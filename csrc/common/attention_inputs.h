@@ -15,8 +15,9 @@ struct AttentionInputs {
     const void* v;  // like k, value_dim wide
     int64_t q_row, q_head, k_row, k_head, v_row, v_head;
     int64_t heads, kv_heads, head_dim, value_dim;
-    const void* k_pages;   // [pages, kv_heads, 64, head_dim]: every history token; or null
-    const void* v_pages;   // [pages, kv_heads, 64, value_dim]
+    // Pages of every history token, or null: on the CPU in the order of common/cpu/key_blocks.h.
+    const void* k_pages;   // [pages, kv_heads, 64 * head_dim]
+    const void* v_pages;   // [pages, kv_heads, 64 * value_dim]
     const int64_t* table;  // [batch, table_row] pages of each sequence
     int64_t table_row;
     Batch batch;

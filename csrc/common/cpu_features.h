@@ -3,12 +3,14 @@
 
 namespace pylum {
 
-enum class Isa { kBase, kAvx2, kAvx512 };
+// kAvx512Bf16: AVX-512 with products of bfloat16 pairs, for bfloat16 in the rooms that gain by it;
+// elsewhere it is kAvx512.
+enum class Isa { kBase, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The ISA in use. Throws std::runtime_error where PYLUM_ISA asks for one that is unknown or absent.
 Isa isa();
 const char* isa_name(Isa isa);
-// The best ISA this machine and this build offer.
+// The ISA that suits this machine and build best.
 Isa best_isa();
 
 }  // namespace pylum
@@ -27,7 +29,7 @@ Isa best_isa();
     __VA_ARGS__;              \
     }
 #define PYLUM_CPU_CALL(fn, ...)                                        \
-    (::pylum::isa() == ::pylum::Isa::kAvx512 ? avx512::fn(__VA_ARGS__) \
+    (::pylum::isa() >= ::pylum::Isa::kAvx512 ? avx512::fn(__VA_ARGS__) \
      : ::pylum::isa() == ::pylum::Isa::kAvx2 ? avx2::fn(__VA_ARGS__)   \
                                              : base::fn(__VA_ARGS__))
 #else
@@ -36,4 +38,20 @@ Isa best_isa();
     __VA_ARGS__;              \
     }
 #define PYLUM_CPU_CALL(fn, ...) base::fn(__VA_ARGS__)
+#endif
+
+// The same for rooms with files of their own for bfloat16 on AVX512-BF16 (BF16 in pylum_add_op).
+#ifdef PYLUM_X86
+#define PYLUM_CPU_KERNEL_BF16(...) \
+    PYLUM_CPU_KERNEL(__VA_ARGS__)  \
+    namespace avx512_bf16 {        \
+    __VA_ARGS__;                   \
+    }
+#define PYLUM_CPU_CALL_BF16(dtype, fn, ...)                                              \
+    (::pylum::isa() == ::pylum::Isa::kAvx512Bf16 && (dtype) == ::pylum::DType::kBFloat16 \
+         ? avx512_bf16::fn(__VA_ARGS__)                                                  \
+         : PYLUM_CPU_CALL(fn, __VA_ARGS__))
+#else
+#define PYLUM_CPU_KERNEL_BF16(...) PYLUM_CPU_KERNEL(__VA_ARGS__)
+#define PYLUM_CPU_CALL_BF16(dtype, fn, ...) PYLUM_CPU_CALL(fn, __VA_ARGS__)
 #endif

@@ -48,7 +48,7 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
     describe_work(p, batch, threads);
     p.out = out.data;
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(forward, p);
+    PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
 }
 
 void register_op(py::module_& m) { m.def("prefix_attention_forward", &forward_py); }

@@ -6,6 +6,6 @@
 
 namespace pylum::prefix_attention {
 
-PYLUM_CPU_KERNEL(void forward(const AttentionInputs&))
+PYLUM_CPU_KERNEL_BF16(void forward(const AttentionInputs&))
 
 }  // namespace pylum::prefix_attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,5 +87,45 @@ def gather_pages(prefix: PagedPrefix) -> tuple[torch.Tensor, torch.Tensor, torch
     offsets = lengths_to_offsets(prefix.lengths)
     sequence = torch.repeat_interleave(prefix.lengths)
     position = torch.arange(len(sequence), device=sequence.device) - offsets[sequence]
-    page = prefix.table[sequence, position // PAGE]
-    return prefix.k[page, :, position % PAGE], prefix.v[page, :, position % PAGE], offsets
+    page, slot = prefix.table[sequence, position // PAGE], position % PAGE
+    return (
+        _gather(prefix.k, key_order, page, slot),
+        _gather(prefix.v, value_order, page, slot),
+        offsets,
+    )
+
+
+def _gather(
+    pool: torch.Tensor,
+    order: Callable[[torch.Tensor], torch.Tensor],
+    page: torch.Tensor,
+    slot: torch.Tensor,
+) -> torch.Tensor:
+    return pool.flatten(2)[page[:, None], :, order(pool)[slot]].transpose(1, 2).contiguous()
+
+
+def key_order(pool: torch.Tensor) -> torch.Tensor:
+    """``[64, head_dim]``: where each element of a slot's key stands among a page's elements.
+
+    On the CPU keys stand in the vector lanes: ``[head_dim, 64]``, bfloat16 in pairs of elements,
+    ``[head_dim / 2, 64, 2]``, of an odd ``head_dim`` the last element of all slots at the end.
+    """
+    slot, d = torch.arange(PAGE, device=pool.device)[:, None], _elements(pool)
+    if pool.device.type != "cpu":
+        return slot * len(d) + d
+    if pool.dtype != torch.bfloat16:
+        return d * PAGE + slot
+    single = (d == len(d) - 1) & (len(d) % 2 == 1)
+    return torch.where(single, d * PAGE + slot, (d // 2 * PAGE + slot) * 2 + d % 2)
+
+
+def value_order(pool: torch.Tensor) -> torch.Tensor:
+    """``[64, value_dim]``, as :func:`key_order`: rows, on the CPU bfloat16 in pairs of slots."""
+    slot, d = torch.arange(PAGE, device=pool.device)[:, None], _elements(pool)
+    if pool.device.type == "cpu" and pool.dtype == torch.bfloat16:
+        return (slot // 2 * len(d) + d) * 2 + slot % 2
+    return slot * len(d) + d
+
+
+def _elements(pool: torch.Tensor) -> torch.Tensor:
+    return torch.arange(pool.shape[3], device=pool.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pylum.ops.pages import PAGE, PagedPrefix
+from pylum.ops.pages import PAGE, PagedPrefix, key_order, value_order
 
 
 def append_pages(
@@ -18,6 +18,7 @@ def append_pages(
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
 ) -> None:
+    keys, values = key_order(prefix.k), value_order(prefix.v)
     for b in range(len(offsets) - 1):
         for row in range(int(offsets[b]), int(offsets[b + 1])):
             token = int(starts[b]) + row - int(offsets[b])
@@ -28,5 +29,5 @@ def append_pages(
                 c, s = cos[position].double(), sin[position].double()
                 first, second = key.chunk(2, dim=-1)
                 key = torch.cat([first * c - second * s, second * c + first * s], dim=-1)
-            prefix.k[page, :, slot] = key.to(prefix.k.dtype)
-            prefix.v[page, :, slot] = v[row]
+            prefix.k[page].flatten(1)[:, keys[slot]] = key.to(prefix.k.dtype)
+            prefix.v[page].flatten(1)[:, values[slot]] = v[row].to(prefix.v.dtype)

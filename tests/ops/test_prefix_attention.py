@@ -111,6 +111,21 @@ def test_targets_across_chunks_equal_reference():
     assert_close(out, exact, exact.float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_condition_alone_equals_it_among_many(dtype):
+    case = Case([1101], [0], [[1] * 71], None, None, None, head_dim=40, value_dim=72, dtype=dtype)
+    q, k, v = case.qkv()
+    prefix = filled_prefix(case, k, v)
+    q, k, v = (x[1101:] for x in (q, k, v))
+    many = pylum.ops.prefix_attention(q, k, v, torch.tensor([0, 71]), prefix, case.mask())
+    for first, count in ((0, 1), (5, 2), (8, 3), (30, 5), (70, 1), (2, 64)):
+        rows = slice(first, first + count)
+        offsets = torch.tensor([0, count])
+        mask = Mask(num_targets=[count])
+        part = pylum.ops.prefix_attention(q[rows], k[rows], v[rows], offsets, prefix, mask)
+        assert torch.equal(part, many[rows])
+
+
 def test_nan_in_an_unseen_block_and_in_a_page_tail_moves_nothing():
     case = dataclasses.replace(long_case(), visible=[[70] * 40, [3]])
     q, k, v = case.qkv()

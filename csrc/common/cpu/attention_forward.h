@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "common/cpu/attention_bias.h"
-#include "common/cpu/attention_strip.h"
+#include "common/cpu/attention_targets.h"
 #include "common/parallel.h"
 
 namespace pylum {
@@ -110,9 +110,12 @@ class ForwardTask {
                 }
                 if (!keys.data) {
                     const int loaded = block_size(end - first);
-                    keys = rows_of(k.block(first), k.block_stride(), loaded, p.head_dim, k_buffer);
-                    values =
-                        rows_of(v.block(first), v.block_stride(), loaded, p.value_dim, v_buffer);
+                    keys = k.pages
+                               ? key_rows(k.block(first), loaded, p.head_dim, k_buffer)
+                               : rows_of(k.block(first), k.stride, loaded, p.head_dim, k_buffer);
+                    values = v.pages
+                                 ? value_rows(v.block(first), loaded, p.value_dim, v_buffer)
+                                 : rows_of(v.block(first), v.stride, loaded, p.value_dim, v_buffer);
                 }
                 const int size = block_size(strip.keys() - first);
                 block(strip, keys, values, first, size, strip.spans, strip.spans.full(first, size),
@@ -208,9 +211,17 @@ class ForwardTask {
     ForwardStrip strips[kTaskRows / kStripRows];
     alignas(64) float scores[kBlockKeys * kStripRows];
     alignas(64) float factor[kStripRows];
-    alignas(64) float k_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
+    alignas(64) float k_buffer[kBlockKeys * kMaxDim];
     alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
 };
+
+// A bias is computed in the layout of queries in the lanes: with one, target rows take that path.
+template <typename T>
+__attribute__((noinline)) void forward_task(const AttentionInputs& p, const Section& section,
+                                            int64_t head) {
+    section.targets && !p.bias.given() ? TargetTask<T>(p, section, head).run()
+                                       : ForwardTask<T>(p, section, head).run();
+}
 
 // The sections of one sequence and head follow each other, so that its keys stay in cache.
 inline void attention_forward(const AttentionInputs& p) {
@@ -224,11 +235,14 @@ inline void attention_forward(const AttentionInputs& p) {
         const int64_t sections = offsets[low + 1] - offsets[low];
         const int64_t i = task - offsets[low] * p.heads;
         const Section& section = p.sections[offsets[low] + i % sections];
-        if (p.dtype == DType::kFloat32) {
-            ForwardTask<float>(p, section, i / sections).run();
-        } else {
-            ForwardTask<bfloat16>(p, section, i / sections).run();
+        // On AVX512-BF16 only bfloat16 comes here.
+        if constexpr (!kNativePairs) {
+            if (p.dtype == DType::kFloat32) {
+                forward_task<float>(p, section, i / sections);
+                return;
+            }
         }
+        forward_task<bfloat16>(p, section, i / sections);
     });
 }
 
