@@ -335,6 +335,7 @@ ISAS = ["base", "avx2", "avx512", "avx512_bf16"]
 PORTABLE = """
 import torch
 from tests.ops import test_attention as t, test_prefix_attention as p
+torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
     for score in ("softmax", "silu"):
         t.test_equals_reference(t.LENGTHS, 4, 2, 24, 40, t.FULL, dtype, score)
