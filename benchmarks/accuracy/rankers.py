@@ -1,19 +1,11 @@
-"""What LUM's knowledge adds to four rankers, in the six arms of step 3.
+"""What LUM's knowledge adds to Wide & Deep, DLRM, DIN and SIM, in the six arms of step 3.
 
     python -m benchmarks.accuracy.rankers --data synthetic
-    python -m benchmarks.accuracy.rankers --data ml-100k --protocol rest-auc --path recbole.whl
+    python -m benchmarks.accuracy.rankers --data ml-100k --protocol rest-auc
 
-synthetic: the seeded world of `pylum demo`. Every choice is one row with label 1; beside it stands
-one item drawn evenly among all, label 0. Cuts at the 40 %, 80 % and 90 % quantiles of time: user
-model, rankers, validation, test. The best possible score of a row follows from the exact posterior
-of the user's type. LUM is asked for all five scenes as of each row's time; each ranker knows the
-scene of the row, the last 20 choices, counts and rates.
-
-ml-100k: rating >= 4 is the label, nothing sampled. rest-auc: 5-core, cuts at 40 %, 80 % and 90 % of
-each user's events; din-auc: cuts by a hash of the user. LUM reads each event's liked-or-not as its
-condition and is asked for both, whatever the row's label.
-
-Prints the table and writes it as JSON.
+Data, labels and stages are those of `pylum.demo.rankers`; the settings of the rankers below were
+chosen for the base on the validation rows, the base having the widest choice. One thread. Prints
+the table and writes it as JSON.
 """
 
 import argparse
@@ -23,94 +15,68 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-import pylum
-from pylum.data import Synthetic
-from pylum.data.protocols import stages
-from pylum.rank import impression_schema, impressions
-from pylum.rank.arms import ARMS, Arms, rows_of, run_arms, table
+from pylum.demo import rankers as demo
+from pylum.rank.arms import ARMS, table
 from pylum.rank.ranker import Ranker
 
 OUT = Path(__file__).parent / "results"
-RANKERS: dict[str, dict[str, Any]] = {"wide_deep": {}, "dlrm": {}, "din": {}, "sim_rank": {}}
 
 
 def report(name: str, seed: int, ranker: Ranker) -> None:
     best = min(ranker.history, key=lambda entry: entry["valid"])
-    print(f"  {name}, seed {seed}: {best}", flush=True)
-
-
-def synthetic(options: argparse.Namespace) -> Arms:
-    world = Synthetic(users=options.users)
-    data = world.interactions()
-    user_model, ranker, valid, test = stages(data, "time")
-    start = time.process_time()
-    model = pylum.pretrain(
-        pylum.LUMConfig(dim=64, layers=2, dropout=0.0, initial_scale=0.2),
-        user_model,
-        epochs=options.lum_epochs,
-        lr=3e-3,
-        progress=False,
-    )
-    print(f"user model: {time.process_time() - start:.0f} CPU seconds", flush=True)
-    rows = impressions(data, np.ones(data.events.total, bool), last=20, order="time", negatives=1)
-    parts = [rows_of(rows, part) for part in (ranker, valid, test)]
-    scenes = data.vocabs.conditions["scene"].ids.to_pylist()
-    start = time.process_time()
-    knowledge = pylum.query(model, data, scenes, at="each")
-    print(f"{len(knowledge):,} moments: {time.process_time() - start:.0f} CPU seconds", flush=True)
-    best = best_possible(world, data, parts[2])
-    return run_arms(
-        f"synthetic, {options.users:,} users",
-        impression_schema(data, negatives=1),
-        *parts,
-        knowledge,
-        rankers={name: {**RANKERS[name], "epochs": options.epochs} for name in options.rankers},
-        seeds=options.seeds,
-        arms=options.arms,
-        more={"best possible": best},
-        on_fit=report,
-    )
-
-
-def best_possible(world: Synthetic, data: pylum.Interactions, rows: Any) -> np.ndarray:
-    """Log odds of each row having been chosen rather than drawn, up to a constant."""
-    items = np.asarray(world.names)
-    order = np.argsort(items)
-    place = order[np.searchsorted(items[order], rows["item"].to_numpy().astype(str))]
-    chances = world.chances_of(data, rows["event"].to_numpy(), place)
-    return np.log(np.maximum(chances, 1e-30))
+    numbers = {key: round(value, 4) for key, value in best.items()}
+    print(f"  {name}, seed {seed}: {numbers}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data", choices=["synthetic"], default="synthetic")
-    parser.add_argument("--users", type=int, default=3000)
-    parser.add_argument("--rankers", nargs="+", choices=list(RANKERS), default=list(RANKERS))
+    parser.add_argument("--data", choices=["synthetic", "ml-100k"], default="synthetic")
+    parser.add_argument("--protocol", choices=["rest-auc", "din-auc"], default="rest-auc")
+    parser.add_argument("--path", help="ml-100k: where it is, else it is downloaded")
+    parser.add_argument("--in-sample", action="store_true", help="ml-100k: the wrong way, to see")
+    parser.add_argument("--users", type=int, default=3000, help="synthetic")
+    parser.add_argument("--rankers", nargs="+", choices=demo.RANKERS, default=demo.RANKERS)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lum-epochs", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--lum-epochs", type=int, help="of the user model")
+    parser.add_argument("--epochs", type=int, help="of the rankers")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
-    arms = synthetic(options)
+    more: dict[str, Any] = {"epochs": options.lum_epochs} if options.lum_epochs else {}
+    if options.data == "synthetic":
+        stage = demo.synthetic(options.users, **more)
+        name = "rankers_synthetic"
+    else:
+        more |= {"path": options.path, "in_sample": options.in_sample}
+        stage = demo.ml_100k(options.protocol, **more)
+        name = f"rankers_ml_100k_{options.protocol}{'_in_sample' * options.in_sample}"
+    user_model = time.process_time() - start
+    print(f"user model, rows and knowledge: {user_model:.0f} CPU seconds", flush=True)
+    arms = stage.run(
+        rankers=options.rankers,
+        arms=options.arms,
+        seeds=options.seeds,
+        changes={"epochs": options.epochs} if options.epochs else {},
+        on_fit=report,
+    )
     found = arms.comparison()
     print(table(arms.title, found))
     seconds = time.process_time() - start
-    print(f"{seconds:.0f} CPU seconds, one thread")
-    out = options.out or OUT / f"rankers_{options.data.replace('-', '_')}.json"
+    print(f"{seconds:.0f} CPU seconds on one thread, {user_model:.0f} of them the user model's")
+    out = options.out or OUT / f"{name}.json"
     out.parent.mkdir(exist_ok=True)
-    given = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
     result = {
         "title": arms.title,
-        "options": given,
+        "settings": stage.settings,
+        "seeds": options.seeds,
         "cpu_seconds": round(seconds),
+        "torch": torch.__version__,
         **found.to_dict(),
     }
     aside = out.with_suffix(f".{os.getpid()}.tmp")

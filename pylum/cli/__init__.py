@@ -12,6 +12,7 @@ import typer
 
 from pylum.cli import ask, train
 from pylum.cli.demo import demo
+from pylum.cli.evaluate import evaluate
 
 app = typer.Typer(
     name="pylum",
@@ -35,7 +36,7 @@ app.command()(demo)
 app.command()(train.pretrain)
 app.command()(ask.generate)
 app.command()(ask.query)
-app.command()(ask.evaluate)
+app.command()(evaluate)
 
 
 def main() -> None:

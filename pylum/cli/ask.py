@@ -1,4 +1,4 @@
-"""``pylum generate``, ``pylum query`` and ``pylum evaluate``."""
+"""``pylum generate`` and ``pylum query``."""
 
 from __future__ import annotations
 
@@ -96,32 +96,3 @@ def query(
     moments = at if at in ("end", "each") else pq.read_table(at)
     knowledge = pylum.query(lum, data, _values(conditions), at=moments, delay=delay, out=out)
     typer.echo(f"wrote {out}: {len(knowledge):,} query vectors")
-
-
-def evaluate(
-    model: Model,
-    events: columns.Events,
-    protocol: Annotated[str, typer.Option(help="global-time or loo-full.")] = "global-time",
-    k: Annotated[int, typer.Option("-k", help="Items per answer.")] = 10,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write the report to.")] = None,
-    user: columns.User = "user",
-    item: columns.Item = "item",
-    time: columns.Time = "time",
-    condition: columns.Condition = None,
-    event: columns.Event = None,
-) -> None:
-    """Score the test part of a protocol, with floors and intervals.
-
-    Example: [bold]pylum evaluate my-model events.parquet --user uid --item iid --time ts
-    --condition scene[/bold]
-    """
-    import pylum
-
-    lum = pylum.LUM.from_pretrained(model)
-    data = columns.read(events, user, item, time, condition, event, None)
-    report = pylum.evaluate(lum, data.split(protocol)[2], k=k)
-    typer.echo(str(report))
-    if out is not None:
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        temporary.write_text(report.to_json() + "\n")
-        temporary.replace(out)

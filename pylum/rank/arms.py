@@ -28,9 +28,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "+ both": ("item", "direct", "matching"),
     "+ both, shuffled": ("item", "direct", "matching"),
 }
+# The base on the rows the user model was trained on too: what the same data does without one.
+ALL = "base, all rows"
 BASE, ITEM, DIRECT, BOTH, SHUFFLED = "base", "+ e_i", "+ direct", "+ both", "+ both, shuffled"
 # The differences that say something, beside each arm over the base.
-QUESTIONS = ((BOTH, ITEM), (BOTH, DIRECT), (SHUFFLED, ITEM))
+QUESTIONS = ((BOTH, ITEM), (BOTH, DIRECT), (SHUFFLED, ITEM), (BOTH, ALL))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,7 @@ class Arms:
         ]
         for ranker in rankers:
             present = [arm for arm in ARMS if f"{ranker} {arm}" in self.scores]
+            present += [ALL] if f"{ranker} {ALL}" in self.scores else []
             asked = [(arm, BASE) for arm in present if arm != BASE]
             asked += [(a, b) for a, b in QUESTIONS if a in present and b in present]
             pairs += [(f"{ranker} {a}", f"{ranker} {b}") for a, b in asked]
@@ -111,7 +114,7 @@ def run_arms(
     rankers: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int] = (0, 1, 2),
     arms: Sequence[str] = tuple(ARMS),
-    floors: pa.Table | None = None,
+    all_rows: pa.Table | None = None,
     more: Mapping[str, npt.NDArray[np.float64]] | None = None,
     allow_in_sample: bool = False,
     on_fit: Callable[[str, int, Ranker], None] | None = None,
@@ -125,12 +128,13 @@ def run_arms(
         knowledge: as of all of them.
         rankers: by name, settings.
         seeds: of the rankers.
-        floors: rows whose labels make the floors; None: ``train``.
+        all_rows: ``train`` and the rows the user model was trained on: the floors' means are of
+            these, and a second base is fitted on them; None: the floors are of ``train``.
         more: scores of the test rows to print beside, such as the best possible.
         allow_in_sample: as for :meth:`Ranker.fit`.
         on_fit: called with the contestant's name, seed and ranker.
     """
-    known = train if floors is None else floors
+    known = train if all_rows is None else all_rows
     columns = {
         name: (known[column].to_numpy(), test[column].to_numpy())
         for name, column in (("user", schema.user), ("item", schema.item))
@@ -144,10 +148,10 @@ def run_arms(
     scores = {name: line[None] for name, line in {**means, **(more or {})}.items()}
     other = shuffled(knowledge)
     for name, settings in rankers.items():
-        for arm in arms:
+        for arm in (*arms, *([] if all_rows is None else [ALL])):
             lines = []
             for seed in seeds:
-                parts = ARMS[arm]
+                parts = ARMS.get(arm, ())
                 given = None if not parts else other if arm == SHUFFLED else knowledge
                 ranker = Ranker(
                     name,
@@ -156,7 +160,9 @@ def run_arms(
                     **({"inputs": parts} if parts else {}),
                     **{**settings, "seed": seed},
                 )
-                ranker.fit(train, valid=valid, allow_in_sample=allow_in_sample)
+                ranker.fit(
+                    known if arm == ALL else train, valid=valid, allow_in_sample=allow_in_sample
+                )
                 lines.append(ranker.predict(test).astype(np.float64))
                 if on_fit is not None:
                     on_fit(f"{name} {arm}", seed, ranker)

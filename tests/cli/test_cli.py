@@ -66,6 +66,17 @@ def test_evaluate(monkeypatch, capsys, events, model, tmp_path):
     assert 0 <= report["values"]["LUM"]["HR@10"]["value"] <= 1
 
 
+def test_evaluate_table(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "table.json"
+    options = ["--rankers", "dlrm", "--seeds", 1, "--users", 50, "--out", out]
+    assert run(monkeypatch, "evaluate", "--table", *options) == 0
+    printed = capsys.readouterr().out
+    assert "dlrm + both, shuffled" in printed and "item + user mean" in printed
+    report = json.loads(out.read_text())
+    assert 0 <= report["values"]["dlrm + both"]["AUC"]["value"] <= 1
+    assert (tmp_path / "table.png").exists()
+
+
 def test_info_names_what_was_built(monkeypatch, capsys):
     assert run(monkeypatch, "info") == 0
     assert "cpu kernels" in capsys.readouterr().out
@@ -78,7 +89,10 @@ def test_info_names_what_was_built(monkeypatch, capsys):
         pytest.param(["pretrain", "no-such", "m"], 1, "no such file", id="no-events"),
         pytest.param(["pretrain", "{events}", "m", "--user", "nobody"], 1, "nobody", id="column"),
         pytest.param(["generate", "no-model", "{events}", "out"], 1, "no-model", id="no-model"),
-        pytest.param(["evaluate"], 2, "Missing argument", id="usage"),
+        pytest.param(["evaluate"], 1, "model and events must both be given", id="no-model-given"),
+        pytest.param(["evaluate", "--table", "--data", "x"], 1, "synthetic or ml-100k", id="table"),
+        pytest.param(["evaluate", "--table", "--rankers", "x"], 1, "wide_deep, dlrm", id="ranker"),
+        pytest.param(["query", "a-model"], 2, "Missing argument", id="usage"),
     ],
 )
 def test_wrong_input_is_a_message(monkeypatch, capsys, events, arguments, code, message):

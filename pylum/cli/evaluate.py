@@ -1,0 +1,110 @@
+"""``pylum evaluate``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pylum.cli import columns
+
+
+def evaluate(
+    model: Annotated[Path | None, typer.Argument(help="Directory of a trained model.")] = None,
+    events: Annotated[
+        Path | None, typer.Argument(help="Parquet file or directory of behaviours.")
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(help="global-time or loo-full; with --table rest-auc or din-auc, of ml-100k."),
+    ] = "",
+    k: Annotated[int, typer.Option("-k", help="Items per answer.")] = 10,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON file to write the report to; a table's plot is beside."),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Rankers with and without a user model, instead.")
+    ] = False,
+    data: Annotated[str, typer.Option(help="With --table: synthetic or ml-100k.")] = "synthetic",
+    rankers: Annotated[
+        str, typer.Option(help="With --table: wide_deep, dlrm, din, sim_rank; none: all.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="With --table: seeds of each ranker.")] = 2,
+    users: Annotated[int, typer.Option(help="With --table: users of the synthetic world.")] = 1500,
+    user: columns.User = "user",
+    item: columns.Item = "item",
+    time: columns.Time = "time",
+    condition: columns.Condition = None,
+    event: columns.Event = None,
+) -> None:
+    """Score the test part of a protocol, with floors and intervals.
+
+    Example: [bold]pylum evaluate my-model events.parquet --user uid --item iid --time ts
+    --condition scene[/bold]
+
+    With [bold]--table[/bold]: what a user model adds to each ranker. It trains all of them, which
+    takes minutes; [bold]pylum evaluate --table --rankers dlrm[/bold] is one of four.
+    """
+    if table:
+        if model is not None:
+            raise ValueError("model must be left out with --table, which trains its own")
+        _table(data, protocol, rankers, seeds, users, out)
+        return
+    if model is None or events is None:
+        raise ValueError("model and events must both be given, or --table")
+    import pylum
+
+    lum = pylum.LUM.from_pretrained(model)
+    behaviours = columns.read(events, user, item, time, condition, event, None)
+    report = pylum.evaluate(lum, behaviours.split(protocol or "global-time")[2], k=k)
+    typer.echo(str(report))
+    if out is not None:
+        _write(out, report.to_json())
+
+
+def _table(
+    data: str, protocol: str, rankers: str, seeds: int, users: int, out: Path | None
+) -> None:
+    from pylum.demo import rankers as demo
+    from pylum.rank.arms import table
+    from pylum.rank.ranker import Ranker
+
+    names = [name.strip() for name in rankers.split(",") if name.strip()] or [*demo.RANKERS]
+    strangers = [name for name in names if name not in demo.RANKERS]
+    if strangers:
+        raise ValueError(f"rankers must be among {', '.join(demo.RANKERS)}, got {strangers}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if data == "synthetic":
+        if protocol:
+            raise ValueError(f"protocol must be left out for synthetic data, got {protocol!r}")
+        stage = demo.synthetic(users)
+    elif data == "ml-100k":
+        stage = demo.ml_100k(protocol or "rest-auc")
+    else:
+        raise ValueError(f"data must be synthetic or ml-100k, got {data!r}")
+
+    def fitted(name: str, seed: int, ranker: Ranker) -> None:
+        typer.echo(f"trained {name}, seed {seed}", err=True)
+
+    arms = stage.run(rankers=names, seeds=range(seeds), on_fit=fitted)
+    found = arms.comparison()
+    typer.echo(table(arms.title, found))
+    if out is not None:
+        _write(out, json.dumps({"title": arms.title, **found.to_dict()}, indent=1))
+        picture = out.with_suffix(".png")
+        drawn = demo.plot(picture, arms.title, found)
+        typer.echo(f"wrote {out}" + (f" and {picture}" if drawn else ""))
+
+
+def _write(out: Path, text: str) -> None:
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text + "\n")
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""The six arms end to end, small: every contestant is there, the order of things is right."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pylum.data.protocols import stages
+from pylum.demo import rankers as demo
+from pylum.rank import impressions
+from pylum.rank.arms import ALL, rows_of, run_arms, table
+from tests.rank import worlds
+from tests.rank.test_as_of import data_of, liked_of
+
+KEPT = ("base", "+ e_i", "+ both", "+ both, shuffled")
+
+
+@pytest.fixture(scope="module")
+def stage():
+    return demo.synthetic(users=300, epochs=5)
+
+
+@pytest.fixture(scope="module")
+def arms(stage):
+    changes = {"epochs": 2, "hidden": (32,), "dim": 8, "lr": 5e-3, "batch_rows": 256}
+    return stage.run(rankers=["dlrm"], arms=KEPT, seeds=[0], changes=changes)
+
+
+def test_the_rows_are_of_later_stages_than_the_user_model(stage):
+    train, valid, test = stage.parts
+    assert stage.knowledge.cut < min(train["time"].to_pylist())
+    assert max(train["time"].to_pylist()) < min(valid["time"].to_pylist())
+    assert max(valid["time"].to_pylist()) < min(test["time"].to_pylist())
+    assert sorted(stage.all_rows["event"].to_pylist())[-1] == max(train["event"].to_pylist())
+    for part in stage.parts:
+        labels = np.asarray(part["label"])
+        assert labels.mean() == 0.5
+
+
+def test_every_contestant_is_scored_on_the_same_rows(arms, tmp_path):
+    assert set(arms.scores) == {
+        *("item mean", "item + user mean", "best possible"),
+        *(f"dlrm {arm}" for arm in (*KEPT, ALL)),
+    }
+    found = arms.comparison(samples=100)
+    auc = {name: row["AUC"].value for name, row in found.values.items()}
+    # So few rows do not show what knowledge is worth, but whose it is.
+    assert max(auc, key=auc.get) == "best possible"
+    assert auc["item mean"] < auc["dlrm base"]
+    assert auc["dlrm + both, shuffled"] < auc["dlrm + both"]
+    gain = found.gains["dlrm + both", "dlrm base"]["AUC"]
+    assert gain.value == pytest.approx(auc["dlrm + both"] - auc["dlrm base"])
+    text = table(arms.title, found)
+    assert "dlrm + both, shuffled over + e_i" in text
+    assert f"{auc['dlrm + both']:.4f}" in text
+    assert json.loads(found.to_json())["values"]["dlrm base"]["AUC"]["value"] == auc["dlrm base"]
+    assert demo.plot(tmp_path / "arms.png", arms.title, found)
+    assert (tmp_path / "arms.png").stat().st_size > 1000
+
+
+def test_rows_of_a_part_are_its_targets():
+    data = data_of(2, events=200, span=100)
+    rows = impressions(data, liked_of(data))
+    parts = [rows_of(rows, part) for part in stages(data, "user")]
+    assert sorted(pa.concat_tables(parts)["event"].to_pylist()) == list(range(200))
+    for part, table_ in zip(stages(data, "user"), parts, strict=True):
+        assert len(table_) == part.num_targets
+
+
+def test_arms_of_rows_and_knowledge_of_ones_own():
+    known = worlds.knowledge()
+    parts = [worlds.known_rows(known, n, seed=s) for n, s in ((800, 0), (300, 1), (400, 2))]
+    arms = run_arms(
+        "mine",
+        worlds.SCHEMA,
+        *parts,
+        known,
+        rankers={"din": {"epochs": 1, "dim": 4, "hidden": (8,)}},
+        seeds=[0],
+        arms=["base", "+ matching"],
+    )
+    assert list(arms.scores)[2:] == ["din base", "din + matching"]
+    assert np.array_equal(arms.labels, parts[2]["label"].to_numpy())
+    # A floor knows the training rows only.
+    first = parts[0].to_pandas().groupby("item")["label"].mean()
+    expected = [
+        first.get(i, parts[0]["label"].to_numpy().mean()) for i in parts[2]["item"].to_pylist()
+    ]
+    np.testing.assert_allclose(arms.scores["item mean"][0], expected)
+
+
+def test_an_outcome_as_condition_keeps_the_events():
+    data = data_of(3)
+    liked = liked_of(data)
+    told = demo.with_condition(data, "told", liked)
+    assert [f.name for f in told.schema.conditions] == ["scene", "told"]
+    rows = told.vocabs.conditions["told"].values(told.events.conditions["told"])
+    assert rows == liked.tolist()
+    assert [f.name for f in data.schema.conditions] == ["scene"]
+    assert "told" not in data.vocabs.conditions
+    assert np.array_equal(told.event_hashes(), data.event_hashes())
+    assert pa.types.is_boolean(told.vocabs.conditions["told"].ids.type)
+
+
+def test_errors():
+    with pytest.raises(
+        ValueError, match="protocol must be 'rest-auc' or 'din-auc', got 'loo-full'"
+    ):
+        demo.ml_100k("loo-full")
