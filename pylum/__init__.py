@@ -12,6 +12,7 @@ from pylum.model import LUM, LUMConfig
 from pylum.ops._library import check
 from pylum.ragged import Ragged
 from pylum.rank import Ranker
+from pylum.serving import KnowledgeCache
 from pylum.train import pretrain
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "Interactions",
     "ItemIndex",
     "Knowledge",
+    "KnowledgeCache",
     "LUMConfig",
     "Ragged",
     "Ranker",

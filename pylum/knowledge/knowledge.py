@@ -152,7 +152,7 @@ class Knowledge:
         order = np.argsort(table["row"].to_numpy())
         table = table.take(pa.array(order))
         items = pq.read_table(folder / store.ITEMS)
-        conditions = [_from_json(value) for value in about["conditions"]]
+        conditions = [condition_from_json(value) for value in about["conditions"]]
         vectors = torch.from_numpy(store.vectors_of(table["vectors"]).copy())
         return cls(
             vectors.unflatten(1, (len(conditions), about["dim"])),
@@ -181,7 +181,7 @@ class Knowledge:
             "complete": True,
             "parts": parts,
             "dim": self.item_vectors.shape[1],
-            "conditions": [_to_json(value) for value in self.conditions],
+            "conditions": [condition_to_json(value) for value in self.conditions],
             "temperature": self.temperature,
             "cut": self.cut,
             "delay": self.delay,
@@ -189,16 +189,16 @@ class Knowledge:
         }
 
 
-def _to_json(value: Any) -> Any:
+def condition_to_json(value: Any) -> Any:
     """A condition as JSON; ANY is null."""
     if isinstance(value, dict):
-        return {name: _to_json(v) for name, v in value.items()}
+        return {name: condition_to_json(v) for name, v in value.items()}
     if value is ANY or value is None:
         return None
     return value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
 
 
-def _from_json(value: Any) -> Any:
+def condition_from_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _from_json(v) for name, v in value.items()}
+        return {name: condition_from_json(v) for name, v in value.items()}
     return ANY if value is None else value
