@@ -10,33 +10,46 @@ from pathlib import Path
 
 import numpy as np
 
-MEMBER = "recbole/dataset_example/ml-100k/ml-100k.inter"
-TRAIN, VALID, TEST = 0, 1, 2
+FOLDER = "recbole/dataset_example/ml-100k/ml-100k"
+# Tuning trains on all but the last six rows of a user and asks for the five before the test item:
+# one target a user has a standard error of .007 in NDCG@10, as large as what is to be told apart.
+TUNING_TARGETS = range(6, 1, -1)
+TEST_TARGET = range(1, 0, -1)
 
 
 def load_ml100k(wheel: str | Path) -> dict[str, np.ndarray]:
-    """Read the ratings out of the recbole 1.2.1 wheel and split them.
+    """Read the ratings out of the recbole 1.2.1 wheel.
 
     Args:
         wheel: path of `recbole-1.2.1-py3-none-any.whl`, read as a zip and never imported.
 
     Returns:
-        Columns ``user``, ``item`` (ids as in the data), ``rating``, ``time`` (seconds) and
-        ``split`` (TRAIN, VALID or TEST), one entry per rating, in (user, time, row) order.
+        Columns ``user``, ``item`` (ids as in the data), ``rating``, ``time`` (seconds), ``left``
+        (rows of the user from here on: 1 is the last, the test item) and ``genre`` (one of the
+        film's, drawn by seed as ``pylum.data.movielens`` draws it; "" where it has none), one entry
+        per rating, in (user, time, row) order.
     """
-    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as file:
+    with zipfile.ZipFile(wheel) as archive, archive.open(FOLDER + ".inter") as file:
         table = np.loadtxt(file, delimiter="\t", skiprows=1, dtype=np.float64).astype(np.int64)
     user, item, rating, time = table.T
+    films = load_genres(wheel)
+    drawn = np.random.default_rng(0).random(len(item))
+    genre = np.array([pick(films[i], x) for i, x in zip(item.tolist(), drawn, strict=True)])
     # lexsort is stable: ties of (user, time) stay in original row order.
     order = np.lexsort((time, user))
-    columns = {"user": user, "item": item, "rating": rating, "time": time}
+    columns = {"user": user, "item": item, "rating": rating, "time": time, "genre": genre}
     columns = {name: values[order] for name, values in columns.items()}
-    return columns | {"split": leave_one_out(columns["user"])}
+    _, counts = np.unique(columns["user"], return_counts=True)
+    return columns | {"left": np.repeat(counts.cumsum(), counts) - np.arange(len(user))}
 
 
-def leave_one_out(user: np.ndarray) -> np.ndarray:
-    """TRAIN, VALID or TEST of each row; ``user`` is sorted and each user's rows are in order."""
-    last = np.append(user[1:] != user[:-1], True)
-    split = np.where(last, TEST, TRAIN)
-    split[np.flatnonzero(last) - 1] = VALID
-    return split
+def load_genres(wheel: str | Path) -> dict[int, list[str]]:
+    """The genres of each film, in the order of the file."""
+    with zipfile.ZipFile(wheel) as archive:
+        lines = archive.read(FOLDER + ".item").decode().splitlines()[1:]
+    rows = [line.split("\t") for line in lines if line]
+    return {int(row[0]): row[3].split() for row in rows}
+
+
+def pick(genres: list[str], drawn: float) -> str:
+    return genres[int(drawn * len(genres))] if genres else ""

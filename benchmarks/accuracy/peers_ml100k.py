@@ -1,7 +1,8 @@
 """Next-item accuracy of RecTools' SASRec and HSTU on MovieLens-100K, protocol `loo-full`.
 
-`tune` searches settings on the validation item's NDCG@10 with the test item held out: a greedy
-search that changes one setting of the best so far, until the budget of CPU seconds is spent.
+`tune` searches settings on NDCG@10 of the five items before the test item, trained on what comes
+before them: a greedy search that changes one setting of the best so far, until the budget of CPU
+seconds is spent.
 `final` trains the winner on all but the test item, once per seed, and records the rank of each
 user's test item in the full catalogue without the user's seen items (`filter_viewed=True`).
 Every result goes to the JSON as soon as it exists, and finished runs are skipped.
@@ -41,7 +42,12 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import HSTUModel, PopularModel, SASRecModel
 
-from benchmarks.accuracy.loo_split import TEST, TRAIN, VALID, load_ml100k
+from benchmarks.accuracy.loo_split import (
+    TEST_TARGET,
+    TUNING_TARGETS,
+    load_genres,
+    load_ml100k,
+)
 
 OUT = Path(__file__).parent / "results" / "peers_ml100k.json"
 ITEMS = 1682
@@ -91,45 +97,74 @@ MOVES = {
 
 
 class Split:
-    """What a model is trained on, and the one item per user that it is asked for."""
+    """What a model is trained on, and the items of each user that it is asked for, one by one."""
 
-    def __init__(self, wheel: str, target: int):
+    def __init__(self, wheel: str, asked: range):
         data = load_ml100k(wheel)
-        rows = pd.DataFrame(
+        self.rows = pd.DataFrame(
             {
                 Columns.User: data["user"],
                 Columns.Item: data["item"],
                 Columns.Weight: 1.0,
                 Columns.Datetime: pd.to_datetime(data["time"], unit="s"),
+                "left": data["left"],
+                "genre": data["genre"],
             }
         )
-        train = rows[data["split"] == TRAIN if target == VALID else data["split"] != TEST]
-        self.dataset = Dataset.construct(train)
-        self.target = rows[data["split"] == target]
-        self.users = self.target[Columns.User].to_numpy()
-        seen = train.groupby(Columns.User).size().loc[self.users].to_numpy()
-        self.last_rank = ITEMS - seen
+        self.dataset = self._before(asked[0])
+        self.asked = asked
+        films = [(i, g) for i, genres in load_genres(wheel).items() for g in genres]
+        self.films = pd.DataFrame(films, columns=[Columns.Item, "genre"])
+        train = self.rows[self.rows["left"] > asked[0]]
+        self.users = train[Columns.User].unique()
         # Of each user the last 201 rows are trained on, and the first of them is no target.
+        seen = train.groupby(Columns.User).size().to_numpy()
         self.trained_targets = int(np.minimum(seen - 1, START["session_max_len"]).sum())
 
-    def ranks(self, model) -> np.ndarray:
-        """1-based rank of each user's target; an item unknown to the model ranks last."""
-        found = self._recommend(model, ITEMS).merge(
-            self.target[[Columns.User, Columns.Item]], on=[Columns.User, Columns.Item]
+    def _before(self, left: int) -> Dataset:
+        rows = self.rows[self.rows["left"] > left]
+        return Dataset.construct(rows.drop(columns=["left", "genre"]))
+
+    def ranks(self, model) -> tuple[np.ndarray, np.ndarray]:
+        """1-based rank of each target, users in order and their targets in turn; an item unknown
+        to the model ranks last. Then the same among the films of the target's genre."""
+        found = [self._ranks(model, left) for left in self.asked]
+        return tuple(np.stack(each, 1).ravel() for each in zip(*found, strict=True))
+
+    def _ranks(self, model, left: int) -> tuple[np.ndarray, np.ndarray]:
+        target = self.rows[self.rows["left"] == left]
+        listed = self._recommend(model, left, ITEMS)
+        own = [Columns.User, Columns.Item]
+        found = target.merge(listed, on=own, how="left")
+        found[Columns.Rank] = found[Columns.Rank].fillna(ITEMS).astype(np.int64)
+        seen = target[own[:1]].merge(
+            self.rows[self.rows["left"] > left].groupby(own[0]).size().rename("seen").reset_index(),
+            on=own[0],
+        )["seen"]
+        last = found[Columns.Rank].to_numpy() == ITEMS
+        rank = np.where(last, ITEMS - seen.to_numpy(), found[Columns.Rank].to_numpy())
+        # Of the listed films of the target's genre, those before it.
+        of_genre = listed.merge(self.films, on=Columns.Item).merge(
+            found[[Columns.User, "genre", Columns.Rank]].rename(columns={Columns.Rank: "own"}),
+            on=[Columns.User, "genre"],
         )
-        found = found.set_index(Columns.User)[Columns.Rank].reindex(self.users)
-        return found.fillna(pd.Series(self.last_rank, index=self.users)).to_numpy(np.int64)
+        before = of_genre[of_genre[Columns.Rank] < of_genre["own"]].groupby(Columns.User).size()
+        among = before.reindex(target[Columns.User]).fillna(0).to_numpy(np.int64) + 1
+        return rank, among
 
     def hits_at_10(self, model) -> float:
-        """HR@10 from a list of 10, to check the ranks."""
-        pairs = self._recommend(model, 10)[[Columns.User, Columns.Item]]
-        return len(pairs.merge(self.target, on=[Columns.User, Columns.Item])) / len(self.users)
+        """HR@10 of the last targets from a list of 10, to check the ranks."""
+        target = self.rows[self.rows["left"] == self.asked[-1]]
+        pairs = self._recommend(model, self.asked[-1], 10)[[Columns.User, Columns.Item]]
+        return len(pairs.merge(target, on=[Columns.User, Columns.Item])) / len(target)
 
-    def _recommend(self, model, k: int) -> pd.DataFrame:
+    def _recommend(self, model, left: int, k: int) -> pd.DataFrame:
         extra = {}
+        target = self.rows[self.rows["left"] == left].drop(columns=["left", "genre"])
         if model.require_recommend_context:
-            extra["context"] = self.target.drop(columns=Columns.Item)
-        return model.recommend(self.users, self.dataset, k=k, filter_viewed=True, **extra)
+            extra["context"] = target.drop(columns=Columns.Item)
+        users = target[Columns.User].to_numpy()
+        return model.recommend(users, self._before(left), k=k, filter_viewed=True, **extra)
 
 
 def metrics(ranks: np.ndarray) -> dict[str, float]:
@@ -214,10 +249,14 @@ def final(name: str, split: Split, seeds: list[int]) -> None:
             model = build(name, winner["settings"] | {"epochs": winner["epochs"]}, seed)
             model.fit(split.dataset)
         train_seconds = time.process_time() - start
-        ranks = split.ranks(model)
+        ranks, among = split.ranks(model)
         figures = metrics(ranks)
         assert figures["HR@10"] == round(split.hits_at_10(model), 5)
-        run = figures | {"train_cpu_seconds": round(train_seconds, 1), "ranks": ranks.tolist()}
+        run = figures | {
+            "train_cpu_seconds": round(train_seconds, 1),
+            "ranks": ranks.tolist(),
+            "ranks_among_genre": among.tolist(),
+        }
         if "epochs" in winner:
             per_epoch = train_seconds / winner["epochs"]
             run["train_cpu_seconds_per_epoch"] = round(per_epoch, 2)
@@ -262,8 +301,9 @@ def recorded() -> dict:
     return {
         "data": "MovieLens-100K: 100,000 ratings, 943 users, 1,682 items, all ratings kept",
         "protocol": "loo-full: per user last item test, last but one validation; order (time, "
-        "row), stable; tuned on validation NDCG@10 with the test item held out; then trained on "
-        "all but the test item; full catalogue ranked without the user's seen items",
+        "row), stable; tuned on NDCG@10 of the five items before the test item, trained on what "
+        "comes before them; then trained on all but the test item; full catalogue ranked without "
+        "the user's seen items",
         "ranks": "of the test item among the user's unseen items, 1-based, in the order of "
         "`users`; an item that the model never saw in training ranks last",
         "threads": 1,
@@ -298,9 +338,9 @@ def main() -> None:
     if args.mode == "tune":
         if args.model not in MOVES:
             parser.error(f"tune takes one of {', '.join(MOVES)}, got {args.model}")
-        tune(args.model, Split(args.wheel, VALID), args.budget)
+        tune(args.model, Split(args.wheel, TUNING_TARGETS), args.budget)
     else:
-        final(args.model, Split(args.wheel, TEST), args.seeds)
+        final(args.model, Split(args.wheel, TEST_TARGET), args.seeds)
 
 
 if __name__ == "__main__":
