@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 CALENDAR = {"hour": 24, "weekday": 7}
 
@@ -20,8 +20,76 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 
+class ModelConfig:
+    """What the configurations of all user models have."""
+
+    dim: int
+    width: int
+    feature_dim: int
+    max_length: int
+    window_step: int
+    dropout: float
+    temperature: float
+    id_dropout: float
+    query_time: bool
+    calendar: tuple[str, ...]
+    tie: bool
+    initial_scale: float
+
+    def _check_types(self) -> None:
+        kinds = {"int": int, "bool": bool, "str": str, "float": (int, float)}
+        for f in fields(self):  # type: ignore[arg-type]
+            value, kind = getattr(self, f.name), f.type
+            if kind not in kinds:
+                continue
+            # A bool is an int to Python.
+            wrong = isinstance(value, bool) and kind != "bool"
+            if wrong or not isinstance(value, kinds[kind]):  # type: ignore[index, arg-type]
+                raise TypeError(f"{f.name} must be {kind}, got {value!r}")
+
+    def _check_ranges(
+        self, sizes: tuple[str, ...], shares: tuple[str, ...], scales: tuple[str, ...]
+    ) -> None:
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.window_step <= self.max_length:
+            raise ValueError(
+                f"window_step must be in [1, max_length = {self.max_length}], "
+                f"got {self.window_step}"
+            )
+        for name in shares:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in scales:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def window_start(self, length: int) -> int:
+        """First behaviour the model sees of a history of ``length`` behaviours."""
+        over = max(0, length - self.max_length)
+        return -(-over // self.window_step) * self.window_step
+
+    def replace(self: Config, **changes: Any) -> Config:
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_json(cls: type[Config], data: dict[str, Any]) -> Config:
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ValueError(f"config has unknown entries {unknown}: written by a newer version?")
+        return cls(**data)
+
+
+Config = TypeVar("Config", bound=ModelConfig)
+
+
 @dataclass(frozen=True)
-class LUMConfig:
+class LUMConfig(ModelConfig):
     """The shape of a model and of what it is trained to do.
 
     Args:
@@ -73,31 +141,17 @@ class LUMConfig:
     rotary_base: float = 10000.0
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value, kind = getattr(self, f.name), f.type
-            wrong = (
-                (kind == "int" and (isinstance(value, bool) or not isinstance(value, int)))
-                or (kind == "bool" and not isinstance(value, bool))
-                or (
-                    kind == "float"
-                    and (isinstance(value, bool) or not isinstance(value, int | float))
-                )
-            )
-            if wrong:
-                raise TypeError(f"{f.name} must be {kind}, got {value!r}")
+        self._check_types()
         set_ = object.__setattr__
         set_(self, "width", self.width or self.dim)
         set_(self, "kv_heads", self.kv_heads or self.heads)
         set_(self, "feature_dim", self.feature_dim or min(self.width, 32))
         set_(self, "calendar", tuple(self.calendar))
-        for name in ("dim", "layers", "width", "heads", "kv_heads", "feature_dim", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 1 <= self.window_step <= self.max_length:
-            raise ValueError(
-                f"window_step must be in [1, max_length = {self.max_length}], "
-                f"got {self.window_step}"
-            )
+        self._check_ranges(
+            ("dim", "layers", "width", "heads", "kv_heads", "feature_dim", "max_length"),
+            ("dropout", "any_dropout", "id_dropout"),
+            ("ffn", "temperature", "initial_scale", "rotary_base"),
+        )
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width must be an even multiple of heads = {self.heads}, got {self.width}"
@@ -106,12 +160,6 @@ class LUMConfig:
             raise ValueError(f"width / heads must be at most 256, got {self.width // self.heads}")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide heads = {self.heads}, got {self.kv_heads}")
-        for name in ("dropout", "any_dropout", "id_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("ffn", "temperature", "initial_scale", "rotary_base"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         unknown = [name for name in self.calendar if name not in CALENDAR]
         if unknown:
             raise ValueError(f"calendar knows {', '.join(CALENDAR)}, got {unknown}")
@@ -126,11 +174,6 @@ class LUMConfig:
         step = 64 if self.width >= 512 else 8
         return max(step, round(self.width * self.ffn / step) * step)
 
-    def window_start(self, length: int) -> int:
-        """First behaviour the model sees of a history of ``length`` behaviours."""
-        over = max(0, length - self.max_length)
-        return -(-over // self.window_step) * self.window_step
-
     @classmethod
     def preset(cls, name: str, **changes: Any) -> LUMConfig:
         """A named size, e.g. ``LUMConfig.preset("300m", dropout=0.1)``."""
@@ -138,16 +181,5 @@ class LUMConfig:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         return cls(**{**PRESETS[name], **changes})
 
-    def replace(self, **changes: Any) -> LUMConfig:
-        return replace(self, **changes)
-
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "calendar": list(self.calendar)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> LUMConfig:
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise ValueError(f"config has unknown entries {unknown}: written by a newer version?")
-        return cls(**data)

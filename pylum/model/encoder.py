@@ -13,7 +13,7 @@ from torch import nn
 
 from pylum.data.events import ANY_ROW, OOV_ROW
 from pylum.data.schema import Schema
-from pylum.model.config import CALENDAR, LUMConfig
+from pylum.model.config import CALENDAR, ModelConfig
 from pylum.model.features import Column, Features, normal
 from pylum.ragged import Ragged
 
@@ -37,7 +37,7 @@ class ItemEncoder(nn.Module):
 
     def __init__(
         self,
-        config: LUMConfig,
+        config: ModelConfig,
         schema: Schema,
         sizes: Mapping[str, int],
         rows: int,
@@ -113,7 +113,7 @@ class OutcomeEncoder(nn.Module):
     wherever it is a target or a candidate, and no outcome in it.
     """
 
-    def __init__(self, config: LUMConfig, schema: Schema, sizes: Mapping[str, int]) -> None:
+    def __init__(self, config: ModelConfig, schema: Schema, sizes: Mapping[str, int]) -> None:
         super().__init__()
         scale = config.initial_scale
         self.features = Features(schema.outcomes, sizes, config.feature_dim, OOV_ROW, scale)
@@ -129,7 +129,7 @@ class ConditionEncoder(nn.Module):
 
     thresholds: torch.Tensor
 
-    def __init__(self, config: LUMConfig, schema: Schema, sizes: Mapping[str, int]) -> None:
+    def __init__(self, config: ModelConfig, schema: Schema, sizes: Mapping[str, int]) -> None:
         super().__init__()
         self.config, scale = config, config.initial_scale
         self.features = Features(schema.conditions, sizes, config.feature_dim, ANY_ROW, scale)
