@@ -1,7 +1,10 @@
-"""The Large User Model: configuration, token encoder, user encoder."""
+"""The user models: configuration, token encoder, user encoder."""
 
+from pylum.model.base import UserModel
 from pylum.model.config import LUMConfig
+from pylum.model.hstu import HSTU
+from pylum.model.hstu_config import HSTUConfig, Task
 from pylum.model.lum import LUM
 from pylum.model.record import TrainingRecord
 
-__all__ = ["LUM", "LUMConfig", "TrainingRecord"]
+__all__ = ["HSTU", "LUM", "HSTUConfig", "LUMConfig", "Task", "TrainingRecord", "UserModel"]

@@ -1,0 +1,277 @@
+"""HSTU, the generative recommender of arXiv 2402.17152: retrieval and ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from pylum import ops
+from pylum.data.events import OOV_ROW, Events
+from pylum.data.items import ItemTable
+from pylum.data.schema import Schema
+from pylum.data.vocabs import Vocabs
+from pylum.model.base import UserModel
+from pylum.model.features import normal
+from pylum.model.hstu_config import HSTUConfig, Task
+from pylum.model.hstu_layer import Attend, HSTULayer
+from pylum.ragged import lengths_to_offsets
+
+# Production's time embedding has a row for each minute's square: sqrt(gap / 60).
+SQUARE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When each token happened, and when it is asked.
+
+    Args:
+        timestamps: ``[keys]`` int64 seconds of each token, per sequence history then targets;
+            cached tokens count.
+        query_times: ``[rows]`` int64 seconds at which each row is asked: a history token when the
+            one after it happened, a history's last one when its question is asked, or its own.
+    """
+
+    timestamps: torch.Tensor
+    query_times: torch.Tensor
+
+
+class HSTU(UserModel):
+    """A history of ``n`` behaviours is ``p_0, ..., p_n`` (retrieval) or ``p_0, i_0, ..., p_n``.
+
+    ``p_0`` begins every sequence; ``p_k`` is what is known once behaviour ``k - 1`` has passed, and
+    ``i_k`` the item of behaviour ``k`` under its conditions. Retrieval answers at ``p_k`` for the
+    item of behaviour ``k``. Ranking, where ``p_k`` is the action taken on ``i_{k-1}``, predicts
+    ``config.tasks`` at item tokens; a candidate is one more of those.
+
+    The clock of a row is that of the token after it, as the published code has it: ``p_n`` changes
+    with the time of the question. So a cache holds all but it, and it is computed each time.
+
+    Args:
+        config: sizes.
+        schema, vocabs, items: of the data; they belong to the model and are saved with it.
+
+    Raises:
+        ValueError: a task's field is no category of the schema, or lacks a value.
+    """
+
+    config_class = HSTUConfig
+    config: HSTUConfig
+    thresholds: torch.Tensor
+
+    def __init__(
+        self, config: HSTUConfig, schema: Schema, vocabs: Vocabs, items: ItemTable
+    ) -> None:
+        super().__init__(config, schema, vocabs, items)
+        width, scale = config.width, config.initial_scale
+        self.begin = normal(width, scale=scale)
+        self.action_bias = normal(width, scale=scale) if config.task == "ranking" else None
+        self.layers = nn.ModuleList(HSTULayer(config) for _ in range(config.layers))
+        # A target after a full history stands one behind its last token.
+        positions, buckets = config.max_tokens + 1, config.time_buckets
+        time = config.time
+        if config.variant == "research":
+            self.position_table = normal(2 * positions - 1, scale=scale)
+            self.time_table = normal(buckets + 1, scale=scale) if time else None
+            thresholds = ops.log_thresholds(buckets)
+        else:
+            self.position_table = normal(positions, width, scale=scale)
+            self.time_table = normal(buckets + 1, width, scale=scale) if time else None
+            thresholds = SQUARE_SECONDS * torch.arange(1, buckets + 1) ** 2
+        self.register_buffer("thresholds", thresholds, persistent=False)
+        self._make_answers()
+        self.tasks = nn.Linear(width, len(config.tasks)) if config.tasks else None
+        for i, task in enumerate(config.tasks):
+            self.register_buffer(f"yes_{i}", _yes(task, schema, vocabs), persistent=False)
+
+    def passed_tokens(
+        self, events: Events, *, item_tokens: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``[N, width]`` what is known once each behaviour has passed.
+
+        Retrieval: its item, conditions and outcomes. Ranking: its outcomes, the action.
+
+        Args:
+            item_tokens: ``[N, width]`` tokens of ``events.items``, where they are known already.
+        """
+        if self.action_bias is not None:
+            tokens = self.action_bias.expand(events.total, -1)
+        else:
+            tokens = self.choice_tokens(events.items, events.conditions, item_tokens=item_tokens)
+        if self.outcome_encoder is None:
+            return tokens
+        return tokens + self.outcome_encoder(events.outcomes, events.total)
+
+    def choice_tokens(
+        self,
+        rows: torch.Tensor,
+        conditions: Mapping[str, torch.Tensor],
+        *,
+        item_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``[C, width]`` tokens of items and the conditions under which they were chosen or shown.
+
+        Args:
+            rows: ``[C]`` int64 of the item vocabulary.
+            conditions: columns of ``C`` rows by field; a field left out is ANY.
+            item_tokens: ``[C, width]`` tokens of ``rows``, where they are known already.
+        """
+        tokens = self.item_tokens(rows) if item_tokens is None else item_tokens
+        return tokens + self.condition_encoder(conditions, len(rows))
+
+    def run(
+        self,
+        x: torch.Tensor,
+        offsets: torch.Tensor,
+        positions: torch.Tensor,
+        clock: Clock,
+        mask: ops.Mask | None = None,
+    ) -> torch.Tensor:
+        """One causal pass over packed sequences.
+
+        Args:
+            x: ``[T, width]`` tokens, history tokens of a sequence before its targets.
+            offsets: ``[B + 1]`` int64, in tokens.
+            positions: ``[T]`` int64 in ``[0, config.max_tokens]``, in tokens.
+            clock: of the tokens, which are both keys and rows.
+            mask: which tokens are targets and what they see, in tokens; None: causal.
+
+        Returns:
+            ``[T, width]`` hidden states.
+        """
+        mask = self._mask(mask)
+        bias = self._bias(clock)
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return ops.attention(q, k, v, offsets, mask, bias=bias, **self._score)
+
+        x = self._placed(x, positions, clock.query_times, clock.timestamps)
+        return self._pass(x, [attend] * len(self.layers))
+
+    def run_cached(
+        self,
+        x: torch.Tensor,
+        offsets: torch.Tensor,
+        positions: torch.Tensor,
+        clock: Clock,
+        prefixes: Sequence[ops.PagedPrefix],
+        mask: ops.Mask | None = None,
+    ) -> torch.Tensor:
+        """The pass of :meth:`run` over tokens whose earlier history lies in pages. Inference only.
+
+        New history rows are written to the pages; targets are not. The last one is to be written
+        again by the next pass.
+
+        Args:
+            x: ``[T, width]`` tokens; of each sequence its new history tokens, then its targets.
+            offsets: ``[B + 1]`` int64, in tokens.
+            positions: ``[T]`` int64 in ``[0, config.max_tokens]``, in tokens.
+            clock: timestamps of whole histories and targets, query times of the rows of ``x``.
+            prefixes: one per layer, sharing ``table`` and ``lengths``. Lengths count the new
+                history rows already, and the table has pages for them.
+            mask: how many targets each sequence has and what they see; None: no targets.
+
+        Returns:
+            ``[T, width]`` hidden states.
+        """
+        if len(prefixes) != len(self.layers):
+            raise ValueError(
+                f"prefixes must be one per layer = {len(self.layers)}, got {len(prefixes)}"
+            )
+        mask = self._mask(mask)
+        rows, bias = offsets.diff(), self._bias(clock)
+        targets = torch.zeros_like(rows)
+        if mask is not None and isinstance(mask.num_targets, torch.Tensor):
+            targets = mask.num_targets
+        lengths = prefixes[0].lengths
+        new = rows - targets
+        is_new = torch.arange(len(x)) < (offsets[:-1] + new).repeat_interleave(rows)
+        new_offsets, starts = lengths_to_offsets(new), lengths - new
+
+        def attend(
+            prefix: ops.PagedPrefix, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        ) -> torch.Tensor:
+            ops.append_pages(prefix, k[is_new], v[is_new], new_offsets, starts=starts)
+            return ops.prefix_attention(
+                q, k[~is_new], v[~is_new], offsets, prefix, mask, bias=bias, **self._score
+            )
+
+        # The rows of a sequence are its last keys.
+        ends = lengths_to_offsets(lengths + targets)[1:]
+        keys = torch.arange(len(x)) + (ends - offsets[1:]).repeat_interleave(rows)
+        x = self._placed(x, positions, clock.query_times, clock.timestamps[keys])
+        return self._pass(x, [partial(attend, prefix) for prefix in prefixes])
+
+    def labels(self, events: Events) -> torch.Tensor:
+        """``[N, tasks]`` float32: 1 for yes, 0 for no, NaN where the outcome is unknown."""
+        columns = []
+        for i, task in enumerate(self.config.tasks):
+            rows = events.outcomes[task.field]
+            columns.append(torch.where(rows > 0, getattr(self, f"yes_{i}")[rows], torch.nan))
+        return torch.stack(columns, 1)
+
+    @property
+    def _score(self) -> dict[str, Any]:
+        research = self.config.variant == "research"
+        return {
+            "score": "silu",
+            "scale": 1.0 if research else self.config.head_dim**-0.5,
+            "score_scale": 1.0 / self.config.max_tokens,
+        }
+
+    def _bias(self, clock: Clock) -> ops.RelativeBias | None:
+        if self.config.variant == "production":
+            return None
+        positions = self.position_table.float()
+        if self.time_table is None:
+            return ops.RelativeBias(positions)
+        return ops.RelativeBias(
+            positions,
+            self.time_table.float(),
+            self.thresholds,
+            clock.timestamps,
+            clock.query_times,
+        )
+
+    def _mask(self, mask: ops.Mask | None) -> ops.Mask | None:
+        if not self.config.window:
+            return mask
+        return replace(mask or ops.Mask(), window=self.config.window)
+
+    def _placed(
+        self, x: torch.Tensor, positions: torch.Tensor, asked: torch.Tensor, own: torch.Tensor
+    ) -> torch.Tensor:
+        """Tokens with production's embeddings of position and time."""
+        if self.config.variant == "production":
+            x = x + nn.functional.embedding(positions, self.position_table)
+            if self.time_table is not None:
+                rows = torch.bucketize((asked - own).abs(), self.thresholds, right=True)
+                x = x + nn.functional.embedding(rows, self.time_table)
+        return nn.functional.dropout(x, self.config.dropout, self.training)
+
+    def _pass(self, x: torch.Tensor, attends: Sequence[Attend]) -> torch.Tensor:
+        for layer, attend in zip(self.layers, attends, strict=True):
+            x = layer(x, attend)
+        return x
+
+
+def _yes(task: Task, schema: Schema, vocabs: Vocabs) -> torch.Tensor:
+    """``[rows]`` float32: 1 for the outcomes that mean yes."""
+    kinds = {f.name: f.kind for f in schema.outcomes}
+    if kinds.get(task.field) != "category":
+        raise ValueError(
+            f"task {task.name!r} must ask a category among the outcomes {kinds}, got {task.field!r}"
+        )
+    vocab = vocabs.outcomes[task.field]
+    rows = torch.from_numpy(vocab.rows(list(task.values), f"values of task {task.name!r}"))
+    if not bool((rows != OOV_ROW).all()):
+        raise ValueError(
+            f"task {task.name!r} must have values that {task.field!r} takes, got {task.values}"
+        )
+    yes = torch.zeros(len(vocab))
+    yes[rows] = 1.0
+    return yes

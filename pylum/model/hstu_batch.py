@@ -1,0 +1,196 @@
+"""Histories, and what is asked after each, as the tokens and clocks of one HSTU pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pylum import ops
+from pylum.data.events import Events
+from pylum.model.hstu import HSTU, Clock
+from pylum.ragged import lengths_to_offsets
+
+
+@dataclass(frozen=True)
+class Asked:
+    """``Q`` targets of ``B`` histories, one history's after the other's.
+
+    Args:
+        offsets: ``[B + 1]`` int64.
+        visible: ``[Q]`` int64 behaviours each sees, non-decreasing in a history; None: all.
+        times: ``[Q]`` int64 seconds of the question; None: that of the last behaviour it sees.
+        choices: ``[Q, width]`` candidates' tokens, for ranking: they see the whole history, at one
+            time for each history. None, for retrieval: a target is ``p_v`` after ``v`` behaviours.
+    """
+
+    offsets: torch.Tensor
+    visible: torch.Tensor | None = None
+    times: torch.Tensor | None = None
+    choices: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of :meth:`HSTU.run`, and which of its rows are targets.
+
+    Args:
+        keys: ``[B]`` int64 history tokens of each sequence, cached ones included.
+        targets: ``[Q]`` int64 rows.
+    """
+
+    x: torch.Tensor
+    offsets: torch.Tensor
+    positions: torch.Tensor
+    clock: Clock
+    mask: ops.Mask | None
+    keys: torch.Tensor
+    targets: torch.Tensor
+
+
+def make_batch(
+    model: HSTU,
+    events: Events,
+    asked: Asked | None = None,
+    *,
+    reused: torch.Tensor | None = None,
+    item_tokens: torch.Tensor | None = None,
+) -> Batch:
+    """Pack histories and their targets.
+
+    Args:
+        events: ``B`` histories within the model's window.
+        asked: what is asked; None: nothing.
+        reused: ``[B]`` int64 leading behaviours of each that are cached and not in the batch.
+        item_tokens: ``[N, width]`` tokens of ``events.items``, where they are known already.
+    """
+    device = events.items.device
+    per, lengths = model.config.tokens_per_behaviour, events.lengths
+    ranked = asked is not None and asked.choices is not None
+    counts = torch.zeros_like(lengths) if asked is None else asked.offsets.diff()
+    cached = torch.zeros_like(lengths) if reused is None else reused
+    # Tokens of the history; with candidates the action that passed last is one of them.
+    history = per * lengths + int(ranked)
+    new = history - per * cached
+    offsets = lengths_to_offsets(new + counts)
+    seen = lengths.repeat_interleave(counts)
+    if asked is not None and asked.visible is not None:
+        seen = asked.visible
+    # Of every history token: its sequence and its number there. Of the new ones, their rows.
+    owner, number = _spread(history)
+    fresh = number >= per * cached[owner]
+    rows = offsets[owner] + number - per * cached[owner]
+    target_owner, rank = _spread(counts)
+    targets = offsets[target_owner] + new[target_owner] + rank
+    own, asks = _history_times(events, owner, number, per)
+    target_own, target_asks = _target_times(events, asked, target_owner, seen, ranked)
+    if ranked:
+        last = number == per * lengths[owner]
+        first = asked.offsets[:-1].clamp(max=max(0, len(target_asks) - 1))  # type: ignore[union-attr]
+        if asked.times is not None and len(target_asks):  # type: ignore[union-attr]
+            known = last & (counts[owner] > 0)
+            asks = torch.where(known, target_asks[first][owner], asks)
+            own = torch.where(known & (lengths[owner] == 0), asks, own)
+    total = int(offsets[-1])
+    key_offsets = lengths_to_offsets(history + counts)
+    timestamps = own.new_empty(int(key_offsets[-1]))
+    timestamps[key_offsets[owner] + number] = own
+    timestamps[key_offsets[target_owner] + history[target_owner] + rank] = target_own
+    query_times = own.new_empty(total)
+    query_times[rows[fresh]] = asks[fresh]
+    query_times[targets] = target_asks
+    positions = torch.empty(total, dtype=torch.int64, device=device)
+    positions[rows[fresh]] = number[fresh]
+    positions[targets] = history[target_owner] if ranked else seen
+    x = _tokens(
+        model,
+        events,
+        asked,
+        item_tokens,
+        (rows[fresh], owner[fresh], number[fresh]),
+        (targets, target_owner, seen),
+        cached,
+    )
+    mask = None
+    if asked is not None:
+        mask = ops.Mask(num_targets=counts, visible=None if ranked else seen)
+    return Batch(x, offsets, positions, Clock(timestamps, query_times), mask, history, targets)
+
+
+def _spread(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of ``counts`` elements each: whose, and which."""
+    owner = torch.repeat_interleave(counts)
+    return owner, torch.arange(len(owner), device=counts.device) - lengths_to_offsets(counts)[owner]
+
+
+def _history_times(
+    events: Events, owner: torch.Tensor, number: torch.Tensor, per: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """When each history token happened, and when the one after it did."""
+    if not events.total:
+        nothing = torch.zeros_like(number)
+        return nothing, nothing
+    behaviour, first, n = number // per, events.offsets[owner], events.lengths[owner]
+    least, most = torch.zeros_like(n), (n - 1).clamp(min=0)
+    own = behaviour - (number % per == 0).long()
+    index = (first + own.clamp(min=least, max=most)).clamp(max=events.total - 1)
+    after = (first + behaviour.clamp(max=most)).clamp(max=events.total - 1)
+    empty = n == 0
+    return events.times[index].masked_fill(empty, 0), events.times[after].masked_fill(empty, 0)
+
+
+def _target_times(
+    events: Events,
+    asked: Asked | None,
+    owner: torch.Tensor,
+    seen: torch.Tensor,
+    ranked: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """When each target happened and when it is asked. A candidate happens when it is asked."""
+    last = torch.zeros_like(seen)
+    if events.total:
+        index = events.offsets[owner] + seen - 1
+        last = events.times[index.clamp(min=0)].masked_fill(seen == 0, 0)
+    if asked is None or asked.times is None:
+        return last, last
+    return (asked.times if ranked else torch.where(seen == 0, asked.times, last)), asked.times
+
+
+def _tokens(
+    model: HSTU,
+    events: Events,
+    asked: Asked | None,
+    item_tokens: torch.Tensor | None,
+    history: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    targets: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    cached: torch.Tensor,
+) -> torch.Tensor:
+    """``[T, width]``; of cached behaviours only the last is encoded: it is in the next token."""
+    rows, owner, number = history
+    target_rows, target_owner, seen = targets
+    per = model.config.tokens_per_behaviour
+    start = (cached - 1).clamp(min=0)
+    part, shift = events, -events.offsets[:-1]
+    if bool(start.any()):
+        kept = events.lengths - start
+        offsets = lengths_to_offsets(kept)
+        whose, which = _spread(kept)
+        index = (events.offsets[:-1] + start)[whose] + which
+        part, shift = events.take(index, offsets), start - offsets[:-1]
+        item_tokens = None if item_tokens is None else item_tokens[index]
+    passed = model.passed_tokens(part, item_tokens=item_tokens)
+    pool = [model.begin[None].to(passed.dtype), passed]
+    behaviour = number // per
+    source = torch.where(behaviour > 0, behaviour - shift[owner], 0)
+    if per == 2:
+        pool.append(model.choice_tokens(part.items, part.conditions, item_tokens=item_tokens))
+        chosen = 1 + len(passed) + behaviour - shift[owner]
+        source = torch.where(number % 2 == 1, chosen, source)
+    place = torch.empty(len(rows) + len(target_rows), dtype=torch.int64, device=rows.device)
+    place[rows] = source
+    if asked is not None and asked.choices is not None:
+        place[target_rows] = sum(map(len, pool)) + torch.arange(len(target_rows))
+        pool.append(asked.choices)
+    else:
+        place[target_rows] = torch.where(seen > 0, seen - shift[target_owner], 0)
+    return torch.nn.functional.embedding(place, torch.cat(pool))

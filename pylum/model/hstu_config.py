@@ -1,0 +1,143 @@
+"""Sizes and switches of HSTU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pylum.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """A yes or no question about a past choice, e.g. ``Task("liked", "rating", (4, 5))``.
+
+    Args:
+        name: of the task.
+        field: an outcome field that is a category.
+        values: raw values of the field that mean yes. A choice whose outcome is unknown has no
+            label.
+    """
+
+    name: str
+    field: str
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        if not self.values:
+            raise ValueError(f"task {self.name!r} must have values that mean yes, got none")
+
+
+@dataclass(frozen=True)
+class HSTUConfig(ModelConfig):
+    """The shape of an HSTU (arXiv 2402.17152) and of what it is trained to do.
+
+    Args:
+        dim: width of answers and item vectors, which have unit length.
+        layers: HSTU layers.
+        width: of the residual stream; default ``dim``.
+        heads: attention heads.
+        head_dim: width of a head's queries and keys; default ``width // heads``.
+        value_dim: width of a head's values and gate; default ``head_dim``.
+        variant: ``"research"``: norms without weights, relative bias of position and time, no
+            ``1 / sqrt(head_dim)``, output of ``u * norm(attention)``. ``"production"``: norms and
+            projection with weights and biases, embeddings of position and time added to the
+            input, scores divided by ``sqrt(head_dim)``, output of
+            ``[u, attention, u * norm(attention)]``, SiLU on ``u`` only; ``window`` may be set.
+        task: ``"retrieval"``: a token per behaviour, which answers for the next item;
+            ``"ranking"``: item and action tokens in turn, item tokens predict ``tasks``.
+        tasks: what ranking predicts.
+        time: read timestamps.
+        time_buckets: of the time bias or embedding; default 128 for research, 2,048 for
+            production.
+        max_length: behaviours the model sees: the last ones of a history. SiLU scores are divided
+            by the tokens that makes, never by a batch's longest.
+        window_step: as of :class:`pylum.LUMConfig`.
+        window: production: tokens a row sees, itself included; 0: all.
+        dropout: of embeddings and of each layer's gated output.
+        temperature: divides the inner product of unit vectors.
+        id_dropout: probability that an item with features is trained without its id.
+        feature_dim: embedding width of every field but the item's id; default ``min(width, 32)``.
+        tie: read item vectors off the input item tokens; otherwise a second id table.
+        initial_scale: deviation of all initial embeddings.
+
+    Raises:
+        ValueError: a size, probability or name is out of range.
+        TypeError: an argument has the wrong type.
+    """
+
+    any_targets: ClassVar[bool] = False
+    query_time: ClassVar[bool] = False  # type: ignore[misc]
+    calendar: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
+
+    dim: int = 64
+    layers: int = 2
+    width: int = 0
+    heads: int = 1
+    head_dim: int = 0
+    value_dim: int = 0
+    variant: str = "research"
+    task: str = "retrieval"
+    tasks: tuple[Task, ...] = ()
+    time: bool = True
+    time_buckets: int = 0
+    max_length: int = 200
+    window_step: int = 1
+    window: int = 0
+    dropout: float = 0.2
+    temperature: float = 0.05
+    id_dropout: float = 0.1
+    feature_dim: int = 0
+    tie: bool = True
+    initial_scale: float = 0.02
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        for name, known in (
+            ("variant", ("research", "production")),
+            ("task", ("retrieval", "ranking")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
+                )
+        tasks = tuple(t if isinstance(t, Task) else Task(**t) for t in self.tasks)
+        names = [t.name for t in tasks]
+        if bool(tasks) != (self.task == "ranking") or len(set(names)) < len(names):
+            raise ValueError(
+                "tasks must be given with task='ranking', each under its own name, "
+                f"got {names} with {self.task!r}"
+            )
+        width = self.width or self.dim
+        head_dim = self.head_dim or max(1, width // max(1, self.heads))
+        buckets = 128 if self.variant == "research" else 2048
+        for name, value in (
+            ("tasks", tasks),
+            ("width", width),
+            ("head_dim", head_dim),
+            ("value_dim", self.value_dim or head_dim),
+            ("time_buckets", self.time_buckets or buckets),
+            ("feature_dim", self.feature_dim or min(width, 32)),
+        ):
+            object.__setattr__(self, name, value)
+        sizes = ("dim", "layers", "width", "heads", "head_dim", "value_dim", "time_buckets")
+        self._check_ranges(
+            (*sizes, "max_length", "feature_dim"),
+            ("dropout", "id_dropout"),
+            ("temperature", "initial_scale"),
+        )
+        for name in ("head_dim", "value_dim"):
+            if getattr(self, name) > 256:
+                raise ValueError(f"{name} must be at most 256, got {getattr(self, name)}")
+        if self.window < 0 or (self.window and self.variant == "research"):
+            raise ValueError(f"window must be 0, or positive in production, got {self.window}")
+
+    @property
+    def tokens_per_behaviour(self) -> int:
+        return 2 if self.task == "ranking" else 1
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a history: one that begins it, and those of ``max_length`` behaviours."""
+        return 1 + self.tokens_per_behaviour * self.max_length

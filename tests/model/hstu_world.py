@@ -1,0 +1,142 @@
+"""HSTU as loops over users, heads and layers on float64 weights, written from the paper."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pylum.data import Events
+from pylum.model import HSTU, HSTUConfig, Task
+from tests.model.world import SCHEMA, Plain, make_items, make_vocabs
+
+TASKS = (Task("liked", "rating", (2, 3)), Task("loved", "rating", (3,)))
+
+
+def make_hstu(**changes: object) -> HSTU:
+    sizes = {"dim": 12, "width": 16, "heads": 2, "head_dim": 5, "value_dim": 7, "layers": 2}
+    options = {**sizes, "max_length": 40, "dropout": 0.0, **changes}
+    if options.get("task") == "ranking":
+        options.setdefault("tasks", TASKS)
+    model = HSTU(HSTUConfig(**options), SCHEMA, make_vocabs(), make_items())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm_weight" in name:
+                p.copy_(1 + 0.2 * torch.randn(p.shape))
+            elif p.abs().max() < 0.3:
+                p.copy_(torch.randn(p.shape) * 0.4)
+    return model.eval()
+
+
+class PlainHSTU(Plain):
+    """One user at a time, token by token."""
+
+    def __init__(self, model: HSTU) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def condition_token(self, columns: dict, n: int) -> torch.Tensor:
+        parts = [
+            self.feature("condition_encoder.features", f, columns[f.name], n)
+            for f in SCHEMA.conditions
+        ]
+        projected = self.weights["condition_encoder.proj.weight"] @ torch.cat(parts)
+        return projected + self.weights["condition_encoder.bias"]
+
+    def outcome_token(self, events: Events, n: int) -> torch.Tensor:
+        outcomes = [
+            self.feature("outcome_encoder.features", f, events.outcomes[f.name], n)
+            for f in SCHEMA.outcomes
+        ]
+        return self.weights["outcome_encoder.proj.weight"] @ torch.cat(outcomes)
+
+    def passed(self, events: Events, n: int) -> torch.Tensor:
+        if self.config.task == "ranking":
+            return self.outcome_token(events, n) + self.weights["action_bias"]
+        return self.choice(events.items[n], events.conditions, n) + self.outcome_token(events, n)
+
+    def choice(self, row: int, columns: dict, n: int) -> torch.Tensor:
+        return self.item(int(row)) + self.condition_token(columns, n)
+
+    def sequence(self, events: Events, asked: int | None) -> tuple[list, list, list]:
+        """Tokens, timestamps and query times of one user's whole history."""
+        times = events.times.tolist()
+        tokens, own = [self.weights["begin"]], [times[0] if times else (asked or 0)]
+        for n, time in enumerate(times):
+            if self.config.task == "ranking":
+                tokens.append(self.choice(events.items[n], events.conditions, n))
+                own.append(time)
+            tokens.append(self.passed(events, n))
+            own.append(time)
+        queries = [*own[1:], own[-1] if asked is None else asked]
+        return tokens, own, queries
+
+    def hidden(self, tokens: list, own: list, queries: list) -> torch.Tensor:
+        """``[T, width]``, causal."""
+        w, c = self.weights, self.config
+        production, n = c.variant == "production", len(tokens)
+        x = torch.stack(tokens)
+        gaps = torch.tensor([[abs(q - t) for t in own] for q in queries])
+        sees = torch.ones(n, n).tril()
+        if production:
+            x = x + torch.stack([w["position_table"][i] for i in range(n)])
+            if c.time:
+                roots = [min(math.isqrt(int(gaps[i, i]) // 60), c.time_buckets) for i in range(n)]
+                x = x + torch.stack([w["time_table"][r] for r in roots])
+            if c.window:
+                sees = sees.triu(1 - c.window)
+        for i in range(c.layers):
+            p = f"layers.{i}."
+            h = self.norm(x, p + "norm")
+            fused = h @ w[p + "uvqk"].T
+            fused = fused + w[p + "uvqk_bias"] if production else fused * fused.sigmoid()
+            gate, keys = c.heads * c.value_dim, c.heads * c.head_dim
+            u, v, q, k = fused.split([gate, gate, keys, keys], 1)
+            if production:
+                u = u * u.sigmoid()
+            outs = []
+            for head in range(c.heads):
+                a = slice(head * c.head_dim, (head + 1) * c.head_dim)
+                b = slice(head * c.value_dim, (head + 1) * c.value_dim)
+                scores = q[:, a] @ k[:, a].T
+                scores = scores / c.head_dim**0.5 if production else scores + self.bias(gaps)
+                weights = scores * scores.sigmoid() * sees / c.max_tokens
+                outs.append(weights @ v[:, b])
+            attention = torch.cat(outs, 1)
+            y = u * self.norm(attention, p + "attention_norm")
+            if production:
+                x = x + torch.cat([u, attention, y], 1) @ w[p + "out"].T
+            else:
+                x = x + y @ w[p + "out"].T + w[p + "out_bias"]
+        return x
+
+    def bias(self, gaps: torch.Tensor) -> torch.Tensor:
+        w, n = self.weights, len(gaps)
+        length = self.config.max_tokens + 1
+        out = w["position_table"][
+            torch.tensor([[j - i + length - 1 for j in range(n)] for i in range(n)])
+        ]
+        if self.config.time:
+            buckets = (gaps.clamp(min=1).double().log() / 0.301).floor().long().clamp(max=128)
+            out = out + w["time_table"][buckets]
+        return out
+
+    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        y = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+        if name + "_weight" in self.weights:
+            y = y * self.weights[name + "_weight"] + self.weights[name + "_bias"]
+        return y
+
+    def answer(self, events: Events, asked: int | None = None) -> torch.Tensor:
+        """``[n + 1, D]`` unit vectors: after each prefix of one user's history."""
+        found = self.hidden(*self.sequence(events, asked)) @ self.weights["answer.weight"].T
+        return found / found.norm(dim=1, keepdim=True)
+
+    def score(self, events: Events, row: int, columns: dict, at: int, asked: int | None):
+        """``[tasks]`` logits of one candidate, whose conditions are row ``at`` of ``columns``."""
+        tokens, own, queries = self.sequence(events, asked)
+        time = queries[-1]
+        tokens = [*tokens, self.choice(row, columns, at)]
+        hidden = self.hidden(tokens, [*own, time], [*queries, time])
+        return hidden[-1] @ self.weights["tasks.weight"].T + self.weights["tasks.bias"]

@@ -1,0 +1,304 @@
+"""HSTU against a plain float64 one, and its promises: packing, no leak, time, candidates."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pylum import ops
+from pylum.model import HSTU, HSTUConfig, Task
+from pylum.model.hstu_batch import Asked, make_batch
+from pylum.ragged import lengths_to_offsets
+from tests.model.hstu_world import TASKS, PlainHSTU, make_hstu
+from tests.model.world import ITEMS, make_events, make_items, make_vocabs
+from tests.tolerance import MODEL
+
+TOLERANCE = MODEL[torch.float32]
+VARIANTS = [
+    pytest.param({}, id="research"),
+    pytest.param({"time": False}, id="research-without-time"),
+    pytest.param({"variant": "production"}, id="production"),
+    pytest.param({"variant": "production", "window": 6}, id="production-window"),
+    pytest.param({"variant": "production", "time": False}, id="production-without-time"),
+    pytest.param({"layers": 1, "heads": 1}, id="one-layer"),
+]
+
+
+def close(a, b):
+    return bool((a - b).abs().max() < TOLERANCE)
+
+
+def run(model, events, asked=None, item_tokens=None):
+    batch = make_batch(model, events, asked, item_tokens=item_tokens)
+    hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock, batch.mask)
+    return batch, hidden
+
+
+def ask(model, events, counts, **options):
+    """Answers of targets: of each history as many as ``counts`` says."""
+    asked = Asked(lengths_to_offsets(torch.tensor(counts)), **options)
+    batch, hidden = run(model, events, asked)
+    return hidden[batch.targets]
+
+
+def gradients_agree(model, plain, loss, expected):
+    loss.backward()
+    expected.backward()
+    for name, p in model.named_parameters():
+        exact = plain.weights[name].grad
+        if exact is None:
+            assert p.grad is None or not p.grad.any(), name
+            continue
+        assert (p.grad - exact).norm() <= TOLERANCE * exact.norm().clamp_min(1e-3), name
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_retrieval_and_its_gradients_equal_plain_float64(changes):
+    model = make_hstu(**changes)
+    events = make_events([5, 0, 1, 12])
+    plain = PlainHSTU(model)
+    _, hidden = run(model, events)
+    found = model.answers(hidden)
+    users = [events.users(torch.tensor([b])) for b in range(4)]
+    expected = torch.cat([plain.answer(user)[: user.total] for user in users])
+    assert close(found, expected)
+
+    def loss(found, vectors):
+        return torch.nn.functional.cross_entropy(found @ vectors.T / 0.05, events.items)
+
+    gradients_agree(
+        model,
+        plain,
+        loss(found, model.item_vectors()),
+        loss(expected, plain.item_vectors()),
+    )
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_ranking_and_its_gradients_equal_plain_float64(changes):
+    model = make_hstu(task="ranking", **changes)
+    events = make_events([5, 0, 1, 12])
+    plain = PlainHSTU(model)
+    _, hidden = run(model, events)
+    found = model.tasks(hidden[1::2])
+    parts = []
+    for b in (0, 2, 3):
+        user = events.users(torch.tensor([b]))
+        rows = plain.hidden(*plain.sequence(user, None))[1::2]
+        parts.append(rows @ plain.weights["tasks.weight"].T + plain.weights["tasks.bias"])
+    expected = torch.cat(parts)
+    assert close(found, expected)
+    labels = model.labels(events)
+    assert torch.equal(labels.isnan()[:, 0], events.outcomes["rating"] == 0)
+    assert torch.equal(labels[:, 0] == 1, events.outcomes["rating"] >= 2)
+    known = ~labels.isnan()
+
+    def loss(logits):
+        target = labels[known].to(logits.dtype)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits[known], target)
+
+    gradients_agree(model, plain, loss(found), loss(expected))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    st.integers(0, 99),
+    st.sampled_from(["research", "production"]),
+    st.sampled_from(["retrieval", "ranking"]),
+)
+def test_packed_equals_each_alone(lengths, seed, variant, task):
+    model = make_hstu(variant=variant, task=task)
+    events = make_events([*lengths, 3], seed)
+    per = model.config.tokens_per_behaviour
+    _, packed = run(model, events)
+    for b in range(len(events)):
+        rows = slice(per * int(events.offsets[b]), per * int(events.offsets[b + 1]))
+        _, alone = run(model, events.users(torch.tensor([b])))
+        assert torch.equal(packed[rows], alone) or close(packed[rows], alone)
+
+
+@pytest.mark.parametrize("variant", ["research", "production"])
+@pytest.mark.parametrize("time", [None, 2_000_000])
+def test_a_question_is_the_last_row_of_its_prefix(variant, time):
+    """All prefixes in one pass, each as if its history ended there."""
+    model = make_hstu(variant=variant)
+    plain = PlainHSTU(model)
+    events = make_events([9, 0, 4])
+    counts = [10, 1, 5]
+    visible = torch.cat([torch.arange(n) for n in counts])
+    times = None if time is None else torch.full((16,), time)
+    found = model.answers(ask(model, events, counts, visible=visible, times=times))
+    whose = torch.repeat_interleave(torch.tensor(counts))
+    for q in range(16):
+        rows = torch.arange(int(visible[q])) + events.offsets[whose[q]]
+        prefix = events.take(rows, torch.tensor([0, len(rows)]))
+        assert close(found[q], plain.answer(prefix, time)[-1])
+
+
+@pytest.mark.parametrize("variant", ["research", "production"])
+@pytest.mark.parametrize("time", [None, 2_000_000])
+def test_candidates_equal_each_scored_alone(variant, time):
+    model = make_hstu(variant=variant, task="ranking")
+    plain = PlainHSTU(model)
+    events = make_events([7, 0, 3])
+    counts = [4, 2, 1]
+    shown = make_events([7], seed=5)
+    choices = model.choice_tokens(shown.items, shown.conditions)
+    times = None if time is None else torch.full((7,), time)
+    together = model.tasks(ask(model, events, counts, times=times, choices=choices))
+    whose = torch.repeat_interleave(torch.tensor(counts))
+    for q in range(7):
+        user = events.users(whose[q : q + 1])
+        expected = plain.score(user, shown.items[q], shown.conditions, q, time)
+        assert close(together[q], expected)
+        alone = ask(
+            model,
+            user,
+            [1],
+            times=None if times is None else times[:1],
+            choices=choices[q : q + 1],
+        )
+        assert close(together[q], model.tasks(alone)[0])
+
+
+@pytest.mark.parametrize("task", ["retrieval", "ranking"])
+@pytest.mark.parametrize("variant", ["research", "production"])
+@pytest.mark.parametrize("k", [0, 4, 9])
+def test_nothing_of_the_future_moves_a_row(task, variant, k):
+    """The row of behaviour k reads its time; ranking also its item and conditions."""
+    model = make_hstu(task=task, variant=variant)
+    events = make_events([10])
+    per = model.config.tokens_per_behaviour
+    row = per * k + per - 1
+
+    def moved(changed):
+        return not torch.equal(run(model, changed)[1][: row + 1], before[: row + 1])
+
+    _, before = run(model, events)
+    at = torch.arange(10) >= k
+    later = torch.arange(10) > k
+    own = later if task == "ranking" else at
+    changes = {
+        "outcomes": replace(
+            events,
+            outcomes={
+                "rating": torch.where(at, 3, events.outcomes["rating"]),
+                "dwell": torch.where(at, 9.0, events.outcomes["dwell"]),
+            },
+        ),
+        "items": replace(events, items=torch.where(own, (events.items + 1) % ITEMS, events.items)),
+        "scene": replace(
+            events,
+            conditions={
+                **events.conditions,
+                "scene": torch.where(own, 4, events.conditions["scene"]),
+            },
+        ),
+        "times": replace(events, times=torch.where(later, events.times + 10**5, events.times)),
+    }
+    for name, changed in changes.items():
+        assert not moved(changed), name
+    if k < 9:
+        assert not torch.equal(run(model, changes["items"])[1], before)
+
+
+def test_one_nan_user_moves_no_other():
+    model = make_hstu()
+    events = make_events([6, 7, 8])
+    _, before = run(model, events)
+    search = events.conditions["search"].clone()
+    search[6:13, 1] = torch.nan
+    search[6:13, 0] = 1.0
+    _, after = run(model, replace(events, conditions={**events.conditions, "search": search}))
+    assert bool(after[6:13].isnan().any())
+    assert torch.equal(before[:6], after[:6]) and torch.equal(before[13:], after[13:])
+
+
+@pytest.mark.parametrize("variant", ["research", "production"])
+@pytest.mark.parametrize("task", ["retrieval", "ranking"])
+def test_cached_equals_whole_pass(variant, task):
+    """All behaviours but some in pages, then the rest and the targets; asking leaves no trace."""
+    model = make_hstu(variant=variant, task=task)
+    c = model.config
+    per = c.tokens_per_behaviour
+    events = make_events([20, 7, 33, 0])
+    counts = torch.tensor([1, 2, 3, 1])
+    asked = Asked(lengths_to_offsets(counts), times=torch.full((7,), 3_000_000))
+    if task == "ranking":
+        shown = make_events([7], seed=5)
+        choices = model.choice_tokens(shown.items, shown.conditions)
+        asked = replace(asked, choices=choices)
+    batch, hidden = run(model, events, asked)
+    expected = hidden[batch.targets]
+    with torch.inference_mode():
+        q = torch.empty(1, c.heads, c.head_dim)
+        v = torch.empty(1, c.heads, c.value_dim)
+        pools = [ops.pages_like(q, v, 6) for _ in range(c.layers)]
+        table = torch.tensor([[4, 0], [2, 0], [1, 5], [3, 0]])
+
+        def step(events, asked, reused):
+            batch = make_batch(model, events, asked, reused=reused)
+            prefixes = [ops.PagedPrefix(k, v, table, batch.keys) for k, v in pools]
+            args = (batch.x, batch.offsets, batch.positions, batch.clock, prefixes, batch.mask)
+            return model.run_cached(*args)[batch.targets]
+
+        early = torch.tensor([10, 7, 0, 0])
+        rows = torch.cat(
+            [torch.arange(n) + a for n, a in zip(early, events.offsets[:-1], strict=True)]
+        )
+        step(events.take(rows, lengths_to_offsets(early)), None, torch.zeros_like(early))
+        assert close(step(events, asked, early), expected)
+        for _ in range(2):
+            assert close(step(events, asked, events.lengths), expected)
+    assert per * int(events.lengths.max()) <= 128
+
+
+def test_save_and_load(tmp_path):
+    model = make_hstu(task="ranking", variant="production")
+    model.save_pretrained(tmp_path / "m")
+    loaded = HSTU.from_pretrained(tmp_path / "m")
+    assert loaded.config == model.config and loaded.config.tasks == TASKS
+    assert loaded.fingerprint() == model.fingerprint()
+    events = make_events([5])
+    assert torch.equal(run(model, events)[1], run(loaded, events)[1])
+    with pytest.raises(ValueError, match="must hold a LUM, got 'HSTU'"):
+        from pylum.model import LUM
+
+        LUM.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"variant": "paper"}, ValueError, "variant must be research or production"),
+        ({"task": "both"}, ValueError, "task must be retrieval or ranking"),
+        ({"task": "ranking"}, ValueError, "tasks must be given with task='ranking'"),
+        ({"tasks": TASKS}, ValueError, "tasks must be given with task='ranking'"),
+        ({"window": 3}, ValueError, "window must be 0, or positive in production"),
+        ({"head_dim": 300}, ValueError, "head_dim must be at most 256"),
+        ({"layers": 0}, ValueError, "layers must be at least 1"),
+        ({"dropout": 1.0}, ValueError, "dropout must be in"),
+        ({"heads": 2.0}, TypeError, "heads must be int"),
+    ],
+)
+def test_config_checks_its_fields(changes, error, message):
+    with pytest.raises(error, match=message):
+        HSTUConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Task("a", "dwell", (1,)), "must ask a category among the outcomes"),
+        (Task("a", "scene", ("home",)), "must ask a category among the outcomes"),
+        (Task("a", "rating", (9,)), "must have values that 'rating' takes"),
+    ],
+)
+def test_tasks_ask_known_outcomes(task, message):
+    from tests.model.world import SCHEMA
+
+    with pytest.raises(ValueError, match=message):
+        HSTU(HSTUConfig(task="ranking", tasks=(task,)), SCHEMA, make_vocabs(), make_items())
