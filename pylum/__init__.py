@@ -5,6 +5,7 @@ from pylum.cache import UserCache
 from pylum.config_report import show_config
 from pylum.data import ANY, Histories, Interactions, Vocab
 from pylum.evaluate import evaluate
+from pylum.funnel import Funnel
 from pylum.generation import Generation, generate, generate_batches
 from pylum.index import ItemIndex
 from pylum.knowledge import Knowledge, query
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ANY",
     "LUM",
+    "Funnel",
     "Generation",
     "Histories",
     "Interactions",
