@@ -6,10 +6,10 @@ from pylum.config_report import show_config
 from pylum.data import ANY, Histories, Interactions, Vocab
 from pylum.evaluate import evaluate
 from pylum.funnel import Funnel
-from pylum.generation import Generation, generate, generate_batches
+from pylum.generation import Generation, generate, generate_batches, score
 from pylum.index import ItemIndex
 from pylum.knowledge import Knowledge, query
-from pylum.model import LUM, LUMConfig
+from pylum.model import HSTU, LUM, HSTUConfig, LUMConfig, Task
 from pylum.ops._library import check
 from pylum.ragged import Ragged
 from pylum.rank import Ranker
@@ -19,9 +19,11 @@ from pylum.train import pretrain
 __version__ = "0.1.0"
 __all__ = [
     "ANY",
+    "HSTU",
     "LUM",
     "Funnel",
     "Generation",
+    "HSTUConfig",
     "Histories",
     "Interactions",
     "ItemIndex",
@@ -30,6 +32,7 @@ __all__ = [
     "LUMConfig",
     "Ragged",
     "Ranker",
+    "Task",
     "UserCache",
     "Vocab",
     "check",
@@ -40,5 +43,6 @@ __all__ = [
     "pretrain",
     "query",
     "reference",
+    "score",
     "show_config",
 ]

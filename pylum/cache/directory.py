@@ -10,11 +10,11 @@ import torch
 
 from pylum.cache.digest import Bytes, event_bytes, matching, page_digests
 from pylum.cache.entry import Entry, single
-from pylum.cache.pool import Pool, pages_for
+from pylum.cache.pool import Pool
 from pylum.cache.sliding import slide
 from pylum.data.events import Events
 from pylum.generation.packing import window_starts
-from pylum.model import LUM
+from pylum.model import LUM, UserModel
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Directory:
         sliding: move the window by dropping its oldest behaviours, not by computing it anew.
     """
 
-    def __init__(self, model: LUM, pool: Pool, sliding: bool) -> None:
+    def __init__(self, model: UserModel, pool: Pool, sliding: bool) -> None:
         self.model, self.pool, self.sliding = model, pool, sliding
         self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
         names = ("hits", "misses", "bypassed", "evictions", "slides")
@@ -87,7 +87,7 @@ class Directory:
         for b, user in enumerate(users):
             history = data[bounds[b] : bounds[b + 1]]
             entry = self.entries.get(user)
-            need = pages_for(len(history)) - (len(entry.pages) if entry else 0)
+            need = self.pool.pages_for(len(history)) - (len(entry.pages) if entry else 0)
             if user in done or not self._room(need, mine):
                 lent.append(b)
                 continue
@@ -119,6 +119,7 @@ class Directory:
             before = event_bytes(whole)[start - shift :]
             kept = matching(before, page_digests(before), known, held) - shift
             if kept > 0:
+                assert isinstance(self.model, LUM)
                 slide(self.model, self.pool, entry.pages, kept, shift)
                 self.counts["slides"] += 1
                 same, was = kept, True

@@ -11,7 +11,7 @@ import torch
 from pylum import ops
 from pylum.cache.digest import event_bytes, page_digests
 from pylum.cache.entry import Entry, joined, single
-from pylum.cache.pool import Pool, pages_for
+from pylum.cache.pool import Pool
 from pylum.data.events import Events
 from pylum.data.schema import Schema
 from pylum.model.files import read_folder, write_folder
@@ -47,7 +47,7 @@ def save(
     tensors |= {"items": histories.items, "times": histories.times}
     tensors |= {f"condition.{name}": c for name, c in histories.conditions.items()}
     tensors |= {f"outcome.{name}": c for name, c in histories.outcomes.items()}
-    prefixes = pool.prefixes([entry.pages for entry in held], 2 * behaviours)
+    prefixes = pool.prefixes([entry.pages for entry in held], pool.tokens(1) * behaviours)
     for layer, prefix in enumerate(prefixes):
         k, v, _ = ops.gather_pages(prefix)
         tensors |= {f"k.{layer}": k, f"v.{layer}": v}
@@ -74,7 +74,7 @@ def restore(
         {f.name: tensors[f"outcome.{f.name}"] for f in schema.outcomes},
     )
     lengths = tensors["behaviours"].tolist()
-    needs = [pages_for(length) for length in lengths]
+    needs = [pool.pages_for(length) for length in lengths]
     first = len(users)
     while first and sum(needs[first - 1 :]) <= pool.pages:
         first -= 1
@@ -92,8 +92,8 @@ def restore(
             bool(tensors["approximate"][row]),
         )
     tables = [entry.pages for entry in entries.values()]
-    counts = 2 * tensors["behaviours"][first:]
-    begin = 2 * int(tensors["behaviours"][:first].sum())
+    counts = pool.tokens(1) * tensors["behaviours"][first:]
+    begin = pool.tokens(int(tensors["behaviours"][:first].sum()))
     for layer, prefix in enumerate(pool.prefixes(tables, counts)):
         ops.append_pages(
             prefix,

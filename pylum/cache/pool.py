@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pylum import ops
-from pylum.model import LUM
+from pylum.model import UserModel
 
 PAGE = 64  # tokens, as the kernels have it
 
@@ -20,11 +20,13 @@ class Pool:
         pages: of each layer.
     """
 
-    def __init__(self, model: LUM, pages: int) -> None:
+    def __init__(self, model: UserModel, pages: int) -> None:
         config = model.config
-        self.dtype = next(model.user_encoder.parameters()).dtype
-        like = torch.empty(0, config.kv_heads, config.head_dim, dtype=self.dtype)
-        self.layers = [ops.pages_like(like, like, pages) for _ in range(config.layers)]
+        self.config = config
+        self.dtype = model.answer.weight.dtype
+        heads, key, value = config.cache_shape
+        k, v = (torch.empty(0, heads, width, dtype=self.dtype) for width in (key, value))
+        self.layers = [ops.pages_like(k, v, pages) for _ in range(config.layers)]
         self.pages = pages
         # The page freed last is taken first: it is the one most likely in a processor cache.
         self._free = list(range(pages))[::-1]
@@ -58,7 +60,10 @@ class Pool:
             table[row, : len(pages)] = torch.tensor(pages, dtype=torch.int64)
         return [ops.PagedPrefix(k, v, table, lengths) for k, v in self.layers]
 
+    def tokens(self, behaviours: int) -> int:
+        """Tokens of behaviours that are kept."""
+        return self.config.tokens_per_behaviour * behaviours
 
-def pages_for(behaviours: int) -> int:
-    """Pages that hold the two tokens of each behaviour."""
-    return -(-2 * behaviours // PAGE)
+    def pages_for(self, behaviours: int) -> int:
+        """Pages that hold the tokens of behaviours, and what a question writes behind them."""
+        return -(-(self.tokens(behaviours) + self.config.passing_tokens) // PAGE)

@@ -9,23 +9,15 @@ from typing import Any, Literal
 
 import torch
 
+from pylum import ops
 from pylum.cache import files
 from pylum.cache.directory import Directory, Slot
 from pylum.cache.entry import joined, merged
 from pylum.cache.pool import PAGE, Pool
 from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
-from pylum.generation.packing import (
-    Questions,
-    answer,
-    asking,
-    layout,
-    question_tokens,
-    spread,
-    windows,
-)
-from pylum.model import LUM
-from pylum.ragged import lengths_to_offsets
+from pylum.generation.packing import Asking, Candidates, Questions, answer, asking, windows
+from pylum.model import LUM, UserModel
 
 
 class UserCache:
@@ -47,7 +39,8 @@ class UserCache:
 
     Args:
         model: whose keys and values are kept.
-        max_tokens: room, two tokens a behaviour; users asked longest ago leave first.
+        max_tokens: room, two tokens a behaviour (one for HSTU's retrieval); users asked longest
+            ago leave first.
         page: tokens of a page; the kernels know 64.
         overflow: ``"rebuild"``, or ``"sliding"`` (approximate).
 
@@ -57,7 +50,7 @@ class UserCache:
 
     def __init__(
         self,
-        model: LUM,
+        model: UserModel,
         max_tokens: int,
         page: int = PAGE,
         *,
@@ -69,6 +62,11 @@ class UserCache:
             raise ValueError(f"max_tokens must be at least one page of {PAGE}, got {max_tokens}")
         if overflow not in ("rebuild", "sliding"):
             raise ValueError(f"overflow must be 'rebuild' or 'sliding', got {overflow!r}")
+        if overflow == "sliding" and not isinstance(model, LUM):
+            raise ValueError(
+                f"overflow must be 'rebuild' for an {type(model).__name__}: sliding turns rotary "
+                "positions back, and it has none"
+            )
         self.model = model
         self.max_tokens = max_tokens
         self.overflow: Literal["rebuild", "sliding"] = overflow
@@ -100,7 +98,9 @@ class UserCache:
                 **self._counts,
                 **self._directory.counts,
                 "users": len(self._entries),
-                "tokens": sum(2 * entry.behaviours for entry in self._entries.values()),
+                "tokens": self._pool.tokens(
+                    sum(entry.behaviours for entry in self._entries.values())
+                ),
                 "pages": used,
                 "max_pages": self._pool.pages,
             }
@@ -184,7 +184,7 @@ class UserCache:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: LUM, max_tokens: int | None = None
+        cls, path: str | os.PathLike[str], model: UserModel, max_tokens: int | None = None
     ) -> UserCache:
         """A cache saved by :meth:`save`; where there is less room, users asked last are kept.
 
@@ -206,11 +206,11 @@ class UserCache:
 
     def answer(
         self,
-        model: LUM,
+        model: UserModel,
         users: Sequence[Hashable],
         whole: Events,
         events: Events,
-        questions: Questions,
+        questions: Asking,
     ) -> tuple[torch.Tensor, dict[str, int]]:
         """Answer questions, reusing and keeping what the histories allow.
 
@@ -220,7 +220,8 @@ class UserCache:
             questions: of each user.
 
         Returns:
-            ``[Q, D]`` answers; counts of tokens computed and reused, and of approximate users.
+            ``[Q, D]`` answers or ``[Q, tasks]`` probabilities; counts of tokens computed and
+            reused, and of approximate users.
         """
         with self._lock:
             self._check(model)
@@ -228,14 +229,17 @@ class UserCache:
             if not len(lent):
                 out = self._run(slots, events, questions)
             else:
-                out = torch.empty(len(questions), model.dim, dtype=self._pool.dtype)
                 held = torch.tensor([slot.row for slot in slots], dtype=torch.int64)
                 asked, lines = questions.users(held)
-                out[lines] = self._run(slots, events.users(held), asked)
+                kept = self._run(slots, events.users(held), asked)
+                out = kept.new_empty(len(questions), kept.shape[1])
+                out[lines] = kept
                 asked, lines = questions.users(lent)
                 out[lines] = answer(self.model, events.users(lent), asked)
-            reused = 2 * sum(slot.reused for slot in slots)
-            computed = 2 * events.total - reused + len(questions)
+            reused = self._pool.tokens(sum(slot.reused for slot in slots))
+            computed = self._pool.tokens(events.total) - reused + len(questions)
+            if isinstance(questions, Candidates):
+                computed += len(events)
             self._counts["tokens_computed"] += computed
             self._counts["tokens_reused"] += reused
             work = {
@@ -245,7 +249,7 @@ class UserCache:
             }
             return out, work
 
-    def _check(self, model: LUM) -> None:
+    def _check(self, model: UserModel) -> None:
         """Empty the cache where weights changed; refuse another model."""
         fingerprint = model.fingerprint()
         if model is not self.model and fingerprint != self.fingerprint:
@@ -257,22 +261,15 @@ class UserCache:
             self.fingerprint = fingerprint
             self._counts["resets"] += 1
 
-    def _run(self, slots: list[Slot], events: Events, questions: Questions) -> torch.Tensor:
+    def _run(self, slots: list[Slot], events: Events, questions: Asking) -> torch.Tensor:
         """Compute what is new, keep it, and answer."""
-        model = self.model
         reused = torch.tensor([slot.reused for slot in slots], dtype=torch.int64)
-        where = layout(events.lengths, questions, reused)
-        new = events.lengths - reused
-        tokens = asked = question_tokens(model, events, questions)
-        if len(where.history):
-            index = spread(events.offsets[:-1] + reused, new)
-            part = events.take(index, lengths_to_offsets(new))
-            since = model.gaps(events)[index] if model.config.query_time else None
-            tokens = asked.new_empty(int(where.offsets[-1]), asked.shape[1])
-            tokens[where.history] = model.history_tokens(part, gaps=since)
-            tokens[where.targets] = asked
-        prefixes = self._pool.prefixes([slot.entry.pages for slot in slots], 2 * events.lengths)
-        hidden = model.run_cached(tokens, where.offsets, where.positions, prefixes, where.mask)
+        tables = [slot.entry.pages for slot in slots]
+
+        def prefixes(lengths: torch.Tensor) -> Sequence[ops.PagedPrefix]:
+            return self._pool.prefixes(tables, lengths)
+
+        answers = answer(self.model, events, questions, reused, prefixes)
         for slot in slots:
             slot.complete()
-        return model.answers(hidden[where.targets])
+        return answers

@@ -22,13 +22,13 @@ from pylum.evaluate.scoring import (
     training_part,
 )
 from pylum.generation.request import BATCH_TOKENS
-from pylum.model import LUM
+from pylum.model import UserModel
 
 PROTOCOLS = ("loo-full", "global-time")
 
 
 def evaluate(
-    model: LUM | Sequence[LUM],
+    model: UserModel | Sequence[UserModel],
     test: Interactions,
     *,
     k: int = 10,
@@ -67,12 +67,12 @@ def evaluate(
     Raises:
         ValueError: ``test`` is no part of a known protocol or has no target; the model was trained
             on one of its targets; an argument is not as above.
-        TypeError: ``test`` is no Interactions, ``model`` no LUM.
+        TypeError: ``test`` is no Interactions, ``model`` no LUM or HSTU.
     """
-    models = [model] if isinstance(model, LUM) else list(model)
+    models = [model] if isinstance(model, UserModel) else list(model)
     for each in models:
-        if not isinstance(each, LUM):
-            raise TypeError(f"model must be a pylum.LUM, got {type(each).__name__}")
+        if not isinstance(each, UserModel):
+            raise TypeError(f"model must be a pylum.LUM or pylum.HSTU, got {type(each).__name__}")
     if not models:
         raise ValueError("model must be at least one model, got none")
     measures = _metrics(k)
@@ -101,19 +101,20 @@ def evaluate(
                 train.events, items, field.name, target_rows, asked, seen
             )
     users = scored.users.numpy()
-    ranks_of = {"LUM": np.stack(results)}
+    ours_name = type(models[0]).__name__
+    ranks_of = {ours_name: np.stack(results)}
     for name, base in bases.items():
         alike = base.masked_fill(repeated, MISSED).numpy()
-        ranks_of[name] = np.broadcast_to(alike, ranks_of["LUM"].shape)
+        ranks_of[name] = np.broadcast_to(alike, ranks_of[ours_name].shape)
     values: dict[str, dict[str, Interval]] = {}
     gains: dict[str, dict[str, Interval]] = {}
     for metric, of in measures.items():
-        ours = of(ranks_of["LUM"])
+        ours = of(ranks_of[ours_name])
         for name, of_name in ranks_of.items():
             theirs = of(of_name)
             interval = bootstrap(theirs, users, samples=samples, seed=seed)
             values.setdefault(name, {})[metric] = interval
-            if name != "LUM":
+            if name != ours_name:
                 gain = bootstrap(ours, users, against=theirs, samples=samples, seed=seed)
                 gains.setdefault(name, {})[metric] = gain
     return Report(
@@ -143,7 +144,7 @@ def _metrics(k: int) -> dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[np.fl
     }
 
 
-def _check(test: Interactions, models: Sequence[LUM], allow_in_sample: bool) -> None:
+def _check(test: Interactions, models: Sequence[UserModel], allow_in_sample: bool) -> None:
     if not isinstance(test, Interactions):
         raise TypeError(f"test must be Interactions, got {type(test).__name__}")
     if test.whole is None or test.protocol not in PROTOCOLS:

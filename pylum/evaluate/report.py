@@ -23,7 +23,7 @@ class Report:
         items: of the catalogue.
         unknown_targets: targets the model does not know: always missed.
         repeated_targets: targets among the removed items: always missed, by every contestant.
-        values: by contestant and metric.
+        values: by contestant and metric, the model first.
         gains: by floor and metric, the model's value less the floor's, on the same users.
     """
 
@@ -43,10 +43,10 @@ class Report:
 
     def __getitem__(self, metric: str) -> Interval:
         """The model's value of a metric, e.g. ``report["HR@10"]``."""
-        return self.values["LUM"][metric]
+        return next(iter(self.values.values()))[metric]
 
     def __str__(self) -> str:
-        metrics = list(self.values["LUM"])
+        metrics = list(next(iter(self.values.values())))
         lines = [
             f"{self.protocol}, {self.part}: {self.events:,} events of {self.users:,} users, "
             f"{self.items:,} items, seen items {'removed' if self.exclude == 'history' else 'kept'}"

@@ -17,7 +17,7 @@ from pylum.generation.catalogue import catalogue
 from pylum.generation.limits import REPEATS, translate
 from pylum.generation.packing import spread
 from pylum.generation.prefixes import PrefixQuestions, answer_prefixes, plan
-from pylum.model import LUM
+from pylum.model import HSTU, UserModel
 from pylum.ragged import Ragged, lengths_to_offsets
 
 MISSED = np.iinfo(np.int64).max  # the rank of a target that no contestant may answer
@@ -80,7 +80,7 @@ def repeated_targets(seen: Ragged | None, targets: torch.Tensor) -> torch.Tensor
 
 
 def model_ranks(
-    model: LUM,
+    model: UserModel,
     test: Interactions,
     scored: Scored,
     conditions: str | Sequence[str],
@@ -95,7 +95,7 @@ def model_ranks(
     questions = PrefixQuestions(
         scored.users,
         scored.places,
-        _asked(events, scored.index, conditions),
+        _asked(model, events, scored.index, conditions),
         events.times[scored.index] if query_time else None,
     )
     vectors = catalogue(model)
@@ -113,11 +113,16 @@ def model_ranks(
 
 
 def _asked(
-    events: Events, index: torch.Tensor, conditions: str | Sequence[str]
+    model: UserModel, events: Events, index: torch.Tensor, conditions: str | Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Condition columns of the questions; a field that is left out is ANY."""
     if conditions == "any":
         return {}
+    if isinstance(model, HSTU) and events.conditions:
+        raise ValueError(
+            f"conditions must be 'any' for an HSTU, which answers for the next item, "
+            f"got {conditions!r}"
+        )
     names = list(events.conditions) if conditions == "true" else conditions
     if isinstance(names, str):
         raise ValueError(f"conditions must be 'true', 'any' or a list of fields, got {names!r}")

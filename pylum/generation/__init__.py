@@ -1,10 +1,11 @@
-"""Asking a model: :func:`generate` and what it gives back."""
+"""Asking a model: :func:`generate` and what it gives back; :func:`score`."""
 
 from pylum.generation.request import generate, generate_batches
 from pylum.generation.result import Generation
-from pylum.model import LUM
+from pylum.generation.score import score
+from pylum.model import UserModel
 
 # The model does not know who asks it; those who ask it attach themselves.
-setattr(LUM, "generate", generate)  # noqa: B010
+setattr(UserModel, "generate", generate)  # noqa: B010
 
-__all__ = ["Generation", "generate", "generate_batches"]
+__all__ = ["Generation", "generate", "generate_batches", "score"]

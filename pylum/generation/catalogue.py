@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from pylum.model import LUM
+from pylum.model import UserModel
 
 CHUNK_ITEMS = 1 << 16
-_known: weakref.WeakKeyDictionary[LUM, tuple[Any, torch.Tensor]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[UserModel, tuple[Any, torch.Tensor]] = weakref.WeakKeyDictionary()
 
 
-def catalogue(model: LUM) -> torch.Tensor:
+def catalogue(model: UserModel) -> torch.Tensor:
     """``[items, D]`` unit vectors, row 0 being the unknown item.
 
     Kept until a weight or feature of the items changes. Tensors made in inference mode do not count

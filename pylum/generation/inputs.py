@@ -12,14 +12,14 @@ from pylum.data.columns import MICROSECONDS, as_times
 from pylum.data.events import OOV_ROW, Events
 from pylum.data.histories import Histories, OnUnknown
 from pylum.data.interactions import Interactions
-from pylum.model import LUM
+from pylum.model import UserModel
 
 if TYPE_CHECKING:
     from pylum.cache import UserCache
 
 
 def coded_histories(
-    model: LUM, histories: Any, cache: UserCache | None, on_unknown: OnUnknown
+    model: UserModel, histories: Any, cache: UserCache | None, on_unknown: OnUnknown
 ) -> tuple[list[Any], Events, torch.Tensor]:
     """Users, whole histories in the model's rows, and unknown items of each user."""
     if cache is not None and not hasattr(cache, "events"):

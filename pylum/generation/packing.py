@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,16 @@ import torch
 
 from pylum import ops
 from pylum.data.events import Events
-from pylum.model import LUM, LUMConfig
+from pylum.generation.hstu import (
+    Candidates,
+    candidate_scores,
+    candidates_asked,
+    hstu_hidden,
+)
+from pylum.generation.spread import spread
+from pylum.model import HSTU, LUM, UserModel
+from pylum.model.config import ModelConfig
+from pylum.model.hstu_batch import Asked
 from pylum.ragged import lengths_to_offsets
 
 
@@ -49,6 +58,9 @@ class Questions:
         return self.take(index, lengths_to_offsets(asked)), index
 
 
+Asking = Questions | Candidates
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the tokens of a packed batch lie.
@@ -68,13 +80,13 @@ class Layout:
     mask: ops.Mask
 
 
-def window_starts(config: LUMConfig, lengths: torch.Tensor) -> torch.Tensor:
-    """``LUMConfig.window_start`` of many histories: the first behaviour the model sees."""
+def window_starts(config: ModelConfig, lengths: torch.Tensor) -> torch.Tensor:
+    """``ModelConfig.window_start`` of many histories: the first behaviour the model sees."""
     over = (lengths - config.max_length).clamp(min=0)
     return -(-over // config.window_step) * config.window_step
 
 
-def windows(config: LUMConfig, events: Events) -> Events:
+def windows(config: ModelConfig, events: Events) -> Events:
     """Each history cut to the behaviours the model sees."""
     lengths = events.lengths
     starts = window_starts(config, lengths)
@@ -83,12 +95,6 @@ def windows(config: LUMConfig, events: Events) -> Events:
     kept = lengths - starts
     offsets = lengths_to_offsets(kept)
     return events.take(spread(events.offsets[:-1] + starts, kept), offsets)
-
-
-def spread(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """``[sum of lengths]`` int64: ``start, start + 1, ...`` of each pair in turn."""
-    offsets = lengths_to_offsets(lengths)
-    return torch.arange(int(offsets[-1])) + (starts - offsets[:-1]).repeat_interleave(lengths)
 
 
 def layout(
@@ -139,20 +145,65 @@ def question_tokens(model: LUM, events: Events, questions: Questions) -> torch.T
     )
 
 
-def answer(model: LUM, events: Events, questions: Questions) -> torch.Tensor:
-    """``[Q, D]`` unit vectors; ``events`` lie within the model's window."""
-    where = layout(events.lengths, questions)
-    x = question_tokens(model, events, questions)
-    history = model.history_tokens(events)
-    tokens = x.new_empty(int(where.offsets[-1]), x.shape[1])
-    tokens[where.history] = history
-    tokens[where.targets] = x
-    hidden = model.run(tokens, where.offsets, where.positions, where.mask, rows=where.targets)
-    return model.answers(hidden)
+Prefixes = Callable[[torch.Tensor], Sequence[ops.PagedPrefix]]
+
+
+def answer(
+    model: UserModel,
+    events: Events,
+    questions: Asking,
+    reused: torch.Tensor | None = None,
+    prefixes: Prefixes | None = None,
+) -> torch.Tensor:
+    """``[Q, D]`` unit vectors, or ``[Q, tasks]`` probabilities of candidates.
+
+    Args:
+        events: histories within the model's window.
+        reused: ``[B]`` int64 leading behaviours of each that are cached.
+        prefixes: the pages of the batch, given the tokens each history has there; what is not
+            cached is written to them. None: no cache.
+    """
+    if isinstance(model, LUM):
+        assert isinstance(questions, Questions)
+        return _answer_lum(model, events, questions, reused, prefixes)
+    assert isinstance(model, HSTU)
+    if isinstance(questions, Candidates):
+        asked = candidates_asked(model, questions)
+        hidden = hstu_hidden(model, events, asked, reused, prefixes)
+        return candidate_scores(model, hidden)
+    asked = Asked(questions.offsets, questions.visible, questions.times)
+    return model.answers(hstu_hidden(model, events, asked, reused, prefixes))
+
+
+def _answer_lum(
+    model: LUM,
+    events: Events,
+    questions: Questions,
+    reused: torch.Tensor | None,
+    prefixes: Prefixes | None,
+) -> torch.Tensor:
+    where = layout(events.lengths, questions, reused)
+    tokens = asked = question_tokens(model, events, questions)
+    if len(where.history):
+        part, since = events, None
+        if reused is not None:
+            new = events.lengths - reused
+            index = spread(events.offsets[:-1] + reused, new)
+            part = events.take(index, lengths_to_offsets(new))
+            since = model.gaps(events)[index] if model.config.query_time else None
+        tokens = asked.new_empty(int(where.offsets[-1]), asked.shape[1])
+        tokens[where.history] = model.history_tokens(part, gaps=since)
+        tokens[where.targets] = asked
+    if prefixes is None:
+        hidden = model.run(tokens, where.offsets, where.positions, where.mask, rows=where.targets)
+        return model.answers(hidden)
+    pages = prefixes(2 * events.lengths)
+    hidden = model.run_cached(tokens, where.offsets, where.positions, pages, where.mask)
+    return model.answers(hidden[where.targets])
 
 
 @contextmanager
-def asking(model: LUM) -> Iterator[None]:
+def asking(model: UserModel) -> Iterator[None]:
     """No gradients and no dropout; the model is left as it was."""
     training = model.training
     if training:

@@ -9,7 +9,7 @@ import torch
 
 from pylum.data.events import Events
 from pylum.generation.packing import Questions, answer, asking, spread, window_starts
-from pylum.model import LUM
+from pylum.model import UserModel
 from pylum.ragged import lengths_to_offsets
 
 
@@ -56,7 +56,7 @@ class Plan:
     passes: list[int]
 
 
-def plan(model: LUM, questions: PrefixQuestions, batch_tokens: int) -> Plan:
+def plan(model: UserModel, questions: PrefixQuestions, batch_tokens: int) -> Plan:
     """Segments in the order of users, and passes of at most ``batch_tokens`` (or one segment)."""
     by_length = torch.sort(questions.visible, stable=True).indices
     order = by_length[torch.sort(questions.users[by_length], stable=True).indices]
@@ -68,7 +68,7 @@ def plan(model: LUM, questions: PrefixQuestions, batch_tokens: int) -> Plan:
     bounds = torch.cat([first, torch.tensor([len(order)])])
     stops = visible[bounds[1:] - 1]
     starts = starts[first]
-    tokens = 2 * (stops - starts) + bounds.diff()
+    tokens = model.config.tokens_per_behaviour * (stops - starts) + bounds.diff()
     return Plan(order, users[first], starts, stops, bounds, spans(tokens, batch_tokens))
 
 
@@ -84,7 +84,7 @@ def spans(tokens: torch.Tensor, limit: int) -> list[int]:
 
 
 def answer_prefixes(
-    model: LUM, events: Events, questions: PrefixQuestions, steps: Plan, first: int = 0
+    model: UserModel, events: Events, questions: PrefixQuestions, steps: Plan, first: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The passes of a plan in turn, from ``first`` on.
 

@@ -17,7 +17,7 @@ from pylum.generation.inputs import coded_histories, question_times
 from pylum.generation.limits import limits, select, translate
 from pylum.generation.packing import Questions, answer, asking, window_starts, windows
 from pylum.generation.result import Generation, concatenate
-from pylum.model import LUM
+from pylum.model import HSTU, UserModel
 
 if TYPE_CHECKING:
     from pylum.cache import UserCache
@@ -26,7 +26,7 @@ BATCH_TOKENS = 65536
 
 
 def generate(
-    model: LUM,
+    model: UserModel,
     histories: Histories | Interactions | Mapping[Any, Any] | list[Any],
     conditions: Any = None,
     *,
@@ -44,7 +44,8 @@ def generate(
     after it and blind to the others: asking many is asking each alone, in any order.
 
     Args:
-        model: a trained model.
+        model: a trained LUM; or an HSTU trained for retrieval, which is asked for the next item and
+            takes no conditions.
         histories: ``B`` users: :class:`~pylum.Histories`, all users of
             :class:`~pylum.Interactions`, or ``{user: [{"item": ..., "time": seconds,
             "<field>": ...}, ...]}``. Any user id will do, there is no table of users; a history
@@ -89,7 +90,7 @@ def generate(
 
 
 def generate_batches(
-    model: LUM,
+    model: UserModel,
     histories: Histories | Interactions | Mapping[Any, Any] | list[Any],
     conditions: Any = None,
     *,
@@ -120,12 +121,24 @@ def generate_batches(
     return (request.batch(*span) for span in request.spans())
 
 
+def _check_hstu(model: HSTU, conditions: Any) -> None:
+    if model.config.task != "retrieval":
+        raise ValueError(
+            "model must be trained for retrieval, got an HSTU for ranking: use pylum.score"
+        )
+    if conditions is not None:
+        raise ValueError(
+            f"conditions must be None for an HSTU, which answers for the next item, got "
+            f"{conditions!r}"
+        )
+
+
 class _Request:
     """Checked and coded arguments of :func:`generate`."""
 
     def __init__(
         self,
-        model: LUM,
+        model: UserModel,
         histories: Any,
         conditions: Any,
         *,
@@ -137,8 +150,10 @@ class _Request:
         on_unknown: OnUnknown,
         batch_tokens: int,
     ) -> None:
-        if not isinstance(model, LUM):
-            raise TypeError(f"model must be a pylum.LUM, got {type(model).__name__}")
+        if not isinstance(model, UserModel):
+            raise TypeError(f"model must be a pylum.LUM or pylum.HSTU, got {type(model).__name__}")
+        if isinstance(model, HSTU):
+            _check_hstu(model, conditions)
         for name, value, least in (("k", k, 0), ("batch_tokens", batch_tokens, 1)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -168,7 +183,8 @@ class _Request:
     def spans(self) -> Iterator[tuple[int, int]]:
         """Users of each pass: as many as fit ``batch_tokens``, at least one."""
         starts = window_starts(self.model.config, self.events.lengths)
-        tokens = 2 * (self.events.lengths - starts) + self.offsets.diff()
+        per = self.model.config.tokens_per_behaviour
+        tokens = per * (self.events.lengths - starts) + self.offsets.diff()
         ends = tokens.cumsum(0)
         start, users = 0, len(self.users)
         while True:
@@ -210,7 +226,8 @@ class _Request:
         """Answers, and counts of the work."""
         if self.cache is not None:
             return self.cache.answer(self.model, self.users[start:stop], whole, events, questions)
-        step = max(1, self.batch_tokens - 2 * events.total) if stop == start + 1 else len(questions)
+        history = self.model.config.tokens_per_behaviour * events.total
+        step = max(1, self.batch_tokens - history) if stop == start + 1 else len(questions)
         parts = []
         computed = 0
         for first in range(0, max(1, len(questions)), max(1, step)):
@@ -219,7 +236,7 @@ class _Request:
             if (first, last) != (0, len(questions)):
                 part = questions.take(torch.arange(first, last), torch.tensor([0, last - first]))
             parts.append(answer(self.model, events, part))
-            computed += 2 * events.total + len(part)
+            computed += history + len(part)
         work = {"tokens_computed": computed, "tokens_reused": 0, "approximate_users": 0}
         return torch.cat(parts), work
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ class ModelConfig:
     """What the configurations of all user models have."""
 
     dim: int
+    layers: int
     width: int
     feature_dim: int
     max_length: int
@@ -35,6 +37,22 @@ class ModelConfig:
     calendar: tuple[str, ...]
     tie: bool
     initial_scale: float
+
+    @property
+    def tokens_per_behaviour(self) -> int:
+        """Tokens of a behaviour that a cache keeps."""
+        return 2
+
+    @property
+    def passing_tokens(self) -> int:
+        """Tokens after those of the behaviours that a question writes to a cache's pages, though
+        they are not kept."""
+        return 0
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Heads of keys and values, width of a key, width of a value."""
+        raise NotImplementedError
 
     def _check_types(self) -> None:
         kinds = {"int": int, "bool": bool, "str": str, "float": (int, float)}
@@ -74,7 +92,9 @@ class ModelConfig:
         return replace(self, **changes)  # type: ignore[type-var]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        """Plain lists and dicts, as they come back from a file."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
+        return plain
 
     @classmethod
     def from_json(cls: type[Config], data: dict[str, Any]) -> Config:
@@ -169,6 +189,10 @@ class LUMConfig(ModelConfig):
         return self.width // self.heads
 
     @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        return self.kv_heads, self.head_dim, self.head_dim
+
+    @property
     def ffn_width(self) -> int:
         """Hidden width of the feed-forward layer: a multiple of 8, of 64 from 512 on."""
         step = 64 if self.width >= 512 else 8
@@ -180,6 +204,3 @@ class LUMConfig(ModelConfig):
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         return cls(**{**PRESETS[name], **changes})
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "calendar": list(self.calendar)}

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from pylum.model.config import ModelConfig
 
+SELECTORS = ("recency", "greedy", "uniform")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -61,6 +63,11 @@ class HSTUConfig(ModelConfig):
         feature_dim: embedding width of every field but the item's id; default ``min(width, 32)``.
         tie: read item vectors off the input item tokens; otherwise a second id table.
         initial_scale: deviation of all initial embeddings.
+        length_alpha: stochastic length (section 3.3): in training, a history of ``n`` behaviours of
+            at most ``N = max_length`` is kept whole with probability ``N^alpha / n^2``, else cut to
+            ``N^(alpha / 2)`` of them; between 1 and 2, or 0: every history is whole.
+        length_selector: which ones: ``"recency"``: drawn, old ones less often; ``"greedy"``: the
+            last; ``"uniform"``: drawn alike.
 
     Raises:
         ValueError: a size, probability or name is out of range.
@@ -91,12 +98,15 @@ class HSTUConfig(ModelConfig):
     feature_dim: int = 0
     tie: bool = True
     initial_scale: float = 0.02
+    length_alpha: float = 0.0
+    length_selector: str = "recency"
 
     def __post_init__(self) -> None:
         self._check_types()
         for name, known in (
             ("variant", ("research", "production")),
             ("task", ("retrieval", "ranking")),
+            ("length_selector", SELECTORS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -130,12 +140,22 @@ class HSTUConfig(ModelConfig):
         for name in ("head_dim", "value_dim"):
             if getattr(self, name) > 256:
                 raise ValueError(f"{name} must be at most 256, got {getattr(self, name)}")
+        if self.length_alpha and not 1 < self.length_alpha <= 2:
+            raise ValueError(f"length_alpha must be in (1, 2], or 0, got {self.length_alpha}")
         if self.window < 0 or (self.window and self.variant == "research"):
             raise ValueError(f"window must be 0, or positive in production, got {self.window}")
 
     @property
     def tokens_per_behaviour(self) -> int:
         return 2 if self.task == "ranking" else 1
+
+    @property
+    def passing_tokens(self) -> int:
+        return 1 if self.task == "ranking" else 0
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        return self.heads, self.head_dim, self.value_dim
 
     @property
     def max_tokens(self) -> int:

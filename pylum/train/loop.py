@@ -10,12 +10,16 @@ from typing import Any
 import torch
 
 from pylum.data import OOV_ROW, Interactions
-from pylum.model.config import LUMConfig
+from pylum.model.base import UserModel
+from pylum.model.config import LUMConfig, ModelConfig
 from pylum.model.encoder import ItemEncoder
+from pylum.model.hstu import HSTU
+from pylum.model.hstu_config import HSTUConfig
 from pylum.model.lum import LUM
 from pylum.model.record import TrainingRecord
 from pylum.train.objective import Objective
 from pylum.train.progress import Reporter
+from pylum.train.ranking import RankingObjective, RankingValidation
 from pylum.train.run import Recipe, Run
 from pylum.train.validation import Validation
 
@@ -24,7 +28,7 @@ MOST_EPOCHS = 200
 
 
 def pretrain(
-    cfg: LUMConfig,
+    cfg: LUMConfig | HSTUConfig,
     train: Interactions,
     *,
     valid: Interactions | None = None,
@@ -42,24 +46,27 @@ def pretrain(
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
-    init: LUM | None = None,
+    init: UserModel | None = None,
     resume: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 600.0,
     progress: bool = True,
     tensorboard: str | os.PathLike[str] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-) -> LUM:
+) -> Any:
     """Step 1 of LUM: next-condition-item prediction (arXiv 2502.08309, section 3.1).
+
+    With an :class:`pylum.HSTUConfig`, HSTU's tasks (arXiv 2402.17152): next-item prediction, or
+    what its ``tasks`` ask of each choice.
 
     The same arguments, machine and number of threads give the same weights, bit for bit, also
     where a run was stopped and resumed.
 
     Args:
-        cfg: the model's shape and what it is trained to do.
+        cfg: the model's shape and what it is trained to do; a LUM or an HSTU.
         train: behaviours; ``train.events.targets`` says which are predicted.
         valid: a part of the same data. After each epoch its targets are ranked, and the weights
-            with the best NDCG@10 are returned.
+            with the best NDCG@10 are returned; for HSTU's ranking, those with the best AUC.
         epochs: passes over ``train``. ``"auto"``: until ``patience`` epochs brought no better
             NDCG@10 (at most 200); 30 without ``valid``.
         lr: peak learning rate.
@@ -74,7 +81,7 @@ def pretrain(
             ``"constant"``; ``"auto"``: cosine where the number of epochs is known.
         clip: largest norm of the gradient.
         valid_time: ask the validation targets with their time, as ``query_time`` does in
-            serving; else with an unknown one.
+            serving; else with an unknown one. HSTU's ranking always reads it.
         seed: of initial weights, order, windows, dropout and negatives.
         device: ``"auto"``: a GPU where the kernels run on it, else the CPU.
         precision: ``"float32"``, ``"bfloat16"`` (autocast, float32 weights), or ``"auto"``:
@@ -86,7 +93,8 @@ def pretrain(
         progress: show a progress bar.
         tensorboard: folder of event files; needs ``pip install pylum[tensorboard]``.
         on_epoch: called after each epoch with its ``epoch``, ``steps``, ``loss``, ``seconds`` of
-            training so far and, with ``valid``, ``ndcg@10`` and ``hr@10``.
+            training so far and, with ``valid``, ``ndcg@10`` and ``hr@10``, or ``auc`` and
+            ``logloss``.
 
     Returns:
         the model in evaluation mode, on ``device``, with its :class:`TrainingRecord`.
@@ -98,10 +106,10 @@ def pretrain(
         FloatingPointError: the loss or the gradient is not finite; the message names the step.
         KeyboardInterrupt: after the checkpoint is written.
     """
-    _check_type("cfg", cfg, LUMConfig)
+    _check_type("cfg", cfg, (LUMConfig, HSTUConfig))
     _check_type("train", train, Interactions)
     _check_type("valid", valid, Interactions, optional=True)
-    _check_type("init", init, LUM, optional=True)
+    _check_type("init", init, (LUM, HSTU), optional=True)
     recipe = Recipe(
         epochs=_epochs(epochs, valid),
         patience=patience if epochs == "auto" and valid is not None else None,
@@ -125,18 +133,26 @@ def pretrain(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         model = _model(cfg, train, init).to(target)
-        tokens = 3 if cfg.any_targets else 2
-        validation = None
-        if valid is not None:
+        tokens = 3 if cfg.any_targets else cfg.tokens_per_behaviour
+        ranking = isinstance(cfg, HSTUConfig) and cfg.task == "ranking"
+        validation: Validation | RankingValidation | None = None
+        batch_events = max(1, recipe.batch_tokens // 2)
+        if valid is not None and ranking:
+            validation = RankingValidation(
+                valid.events, max_length=cfg.max_length, batch_events=batch_events, seed=seed
+            )
+        elif valid is not None:
             validation = Validation(
                 valid.events,
                 max_length=cfg.max_length,
-                batch_events=max(1, recipe.batch_tokens // 2),
+                batch_events=batch_events,
                 seed=seed,
                 remove_seen=train.repeat_share <= 0.05,
                 query_time=valid_time,
             )
-        objective = Objective.of(negatives, train.events, len(train.vocabs.items))
+        objective: Objective | RankingObjective = RankingObjective()
+        if not ranking:
+            objective = Objective.of(negatives, train.events, len(train.vocabs.items))
         run = Run(model, recipe, objective, train.events, validation, autocast, tokens)
         run.identity = _identity(cfg, train, valid, recipe, negatives, precision, valid_time)
         if resume is not None:
@@ -152,9 +168,12 @@ def pretrain(
     return model.eval()
 
 
-def _check_type(name: str, value: Any, kind: type, optional: bool = False) -> None:
+def _check_type(
+    name: str, value: Any, kind: type | tuple[type, ...], optional: bool = False
+) -> None:
     if not (isinstance(value, kind) or (optional and value is None)):
-        wanted = f"{kind.__name__}{' or None' if optional else ''}"
+        kinds = [k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))]
+        wanted = " or ".join([*kinds, *(["None"] if optional else [])])
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
 
 
@@ -190,9 +209,10 @@ def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractCont
     return nullcontext
 
 
-def _model(cfg: LUMConfig, train: Interactions, init: LUM | None) -> LUM:
+def _model(cfg: ModelConfig, train: Interactions, init: UserModel | None) -> UserModel:
+    make: type[Any] = LUM if isinstance(cfg, LUMConfig) else HSTU
     if init is None:
-        model = LUM(cfg, train.schema, train.vocabs.copy(), train.items)
+        model = make(cfg, train.schema, train.vocabs.copy(), train.items)
         model.condition_encoder.features.standardise(train.events.conditions)
         if model.outcome_encoder is not None:
             model.outcome_encoder.features.standardise(train.events.outcomes)
@@ -204,7 +224,7 @@ def _model(cfg: LUMConfig, train: Interactions, init: LUM | None) -> LUM:
             "init must have the schema and vocabularies of train: "
             "read train with vocabs=init.vocabs"
         )
-    model = LUM(cfg, init.schema, init.vocabs, init.items)
+    model = make(cfg, init.schema, init.vocabs, init.items)
     mine, theirs = model.state_dict(), init.state_dict()
     wrong = [n for n in mine if n not in theirs or mine[n].shape != theirs[n].shape]
     if wrong or len(mine) != len(theirs):
@@ -213,11 +233,11 @@ def _model(cfg: LUMConfig, train: Interactions, init: LUM | None) -> LUM:
     return _chosen(model, train)
 
 
-def _item_encoders(model: LUM) -> list[ItemEncoder]:
+def _item_encoders(model: UserModel) -> list[ItemEncoder]:
     return [e for e in (model.item_encoder, model.output_encoder) if e is not None]
 
 
-def _chosen(model: LUM, train: Interactions) -> LUM:
+def _chosen(model: UserModel, train: Interactions) -> UserModel:
     """Mark the items that ``train`` chooses: their ids are trained."""
     rows = torch.cat([torch.tensor([OOV_ROW]), train.events.items.unique()])
     for encoder in _item_encoders(model):
@@ -226,7 +246,7 @@ def _chosen(model: LUM, train: Interactions) -> LUM:
 
 
 def _identity(
-    cfg: LUMConfig,
+    cfg: ModelConfig,
     train: Interactions,
     valid: Interactions | None,
     recipe: Recipe,

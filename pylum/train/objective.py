@@ -1,7 +1,8 @@
-"""Next-condition-item prediction: the loss of one packed batch.
+"""Next-item prediction: the loss of one packed batch.
 
 Equation 3 of arXiv 2502.08309: the loss is taken at condition tokens only, a softmax over unit
-vectors divided by a temperature.
+vectors divided by a temperature. HSTU (arXiv 2402.17152) has the same loss at the token before
+each item.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import torch
 
 from pylum import ops
 from pylum.data.events import ANY_ROW, Events
+from pylum.model.base import UserModel
+from pylum.model.hstu import HSTU
+from pylum.model.hstu_batch import make_batch
 from pylum.model.lum import LUM
 
 FULL_SOFTMAX_ITEMS = 50_000
@@ -52,7 +56,7 @@ class Objective:
         counts = torch.bincount(targets, minlength=items).double()
         return cls(negatives, catalogue, counts / counts.sum())
 
-    def loss(self, model: LUM, events: Events) -> torch.Tensor:
+    def loss(self, model: UserModel, events: Events) -> torch.Tensor:
         """Sum of the loss over the batch's targets, nats; random numbers come from torch's own."""
         catalogue = self.catalogue.to(events.items.device)
         sites = None if events.targets is None else events.targets.nonzero()[:, 0]
@@ -121,18 +125,24 @@ class Objective:
 
     def _answers(
         self,
-        model: LUM,
+        model: UserModel,
         events: Events,
         tokens: torch.Tensor,
         place: torch.Tensor,
         sites: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``[N, D]`` answers at the loss sites, and the token row of the item each must find."""
+        item_tokens = torch.nn.functional.embedding(place, tokens)
+        if isinstance(model, HSTU):
+            batch = make_batch(model, events, item_tokens=item_tokens)
+            hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock)
+            if sites is None:
+                return model.answers(hidden), place
+            return model.answers(hidden[sites]), place[sites]
+        assert isinstance(model, LUM)
         config = model.config
         events, gaps = drop_conditions(model, events)
-        x = model.history_tokens(
-            events, gaps=gaps, item_tokens=torch.nn.functional.embedding(place, tokens)
-        )
+        x = model.history_tokens(events, gaps=gaps, item_tokens=item_tokens)
         lengths = events.lengths
         rank = torch.arange(events.total, device=x.device) - events.offsets[:-1].repeat_interleave(
             lengths

@@ -78,10 +78,11 @@ class Reporter:
         )
 
     def end_epoch(self, entry: dict[str, Any]) -> None:
-        if "ndcg@10" in entry:
-            self.score = f"NDCG@10 {entry['ndcg@10']:.4f}"
+        for name in ("ndcg@10", "auc"):
+            if name in entry:
+                self.score = f"{name.upper()} {entry[name]:.4f}"
         if self.writer is not None:
-            for name in ("loss", "ndcg@10", "hr@10"):
+            for name in ("loss", "ndcg@10", "hr@10", "auc", "logloss"):
                 if name in entry:
                     self.writer.add_scalar(name.replace("@", "_at_"), entry[name], entry["steps"])
         if self.on_epoch is not None:

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from pylum.data.events import Events
-from pylum.model.lum import LUM
+from pylum.model.base import UserModel
+from pylum.model.hstu_config import HSTUConfig
 from pylum.train import checkpoint
 from pylum.train.objective import Objective
 from pylum.train.packing import gather, plan_epoch
 from pylum.train.progress import Reporter
+from pylum.train.ranking import RankingObjective, RankingValidation
+from pylum.train.stochastic_length import shortened
 from pylum.train.validation import Validation
 
 LEAST_LR = 0.02
@@ -58,18 +61,19 @@ class Run:
 
     def __init__(
         self,
-        model: LUM,
+        model: UserModel,
         recipe: Recipe,
-        objective: Objective,
+        objective: Objective | RankingObjective,
         events: Events,
-        validation: Validation | None,
+        validation: Validation | RankingValidation | None,
         autocast: Callable[[], AbstractContextManager[Any]],
         tokens: int,
     ) -> None:
         self.model, self.recipe, self.objective = model, recipe, objective
         self.events, self.validation, self.autocast = events, validation, autocast
         self.batch_events = max(1, recipe.batch_tokens // tokens)
-        self.device = model.answer.weight.device
+        self.any_targets = tokens == 3
+        self.device = model.device
         self.parameters = dict(model.named_parameters())
         matrices = [p for p in self.parameters.values() if p.dim() > 1]
         vectors = [p for p in self.parameters.values() if p.dim() <= 1]
@@ -125,19 +129,17 @@ class Run:
 
     def _step(self, plan: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
         """One update; returns the behaviours it read."""
-        batches = [
-            gather(self.events, *windows)
-            for windows in plan[self.batch : self.batch + self.recipe.accumulate]
-        ]
+        rng = _rng(self.device)
+        part = plan[self.batch : self.batch + self.recipe.accumulate]
+        batches = [self._shorten(gather(self.events, *windows)) for windows in part]
         counts = [b.total if b.targets is None else int(b.targets.sum()) for b in batches]
         goals, total = sum(counts), 0.0
-        rng = _rng(self.device)
         for events, count in zip(batches, counts, strict=True):
             if count == 0:
                 continue
             with self.autocast():
                 loss = self.objective.loss(self.model, events.to(self.device))
-            sites = count * (2 if self.model.config.any_targets else 1)
+            sites = count * (2 if self.any_targets else 1)
             (loss * (count / (goals * sites))).backward()
             total += float(loss.detach()) * count / sites
         if goals:
@@ -159,7 +161,13 @@ class Run:
         self.loss_count += goals
         self.steps += 1
         self.batch += len(batches)
-        return sum(b.total for b in batches)
+        return sum(int(lengths.sum()) for _, lengths in part)
+
+    def _shorten(self, events: Events) -> Events:
+        config = self.model.config
+        if not isinstance(config, HSTUConfig) or not config.length_alpha:
+            return events
+        return shortened(events, config.max_length, config.length_alpha, config.length_selector)
 
     def _lr(self, batches: int) -> float:
         recipe = self.recipe
@@ -182,8 +190,9 @@ class Run:
         }
         if self.validation is not None:
             entry |= self.validation.scores(self.model)
-            if entry["ndcg@10"] > self.best_score:
-                self.best_score, self.best_epoch = entry["ndcg@10"], self.epoch
+            score = entry[self.validation.chosen_by]
+            if score > self.best_score:
+                self.best_score, self.best_epoch = score, self.epoch
                 self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.loss_sum, self.loss_count = 0.0, 0
         reporter.end_epoch(entry)

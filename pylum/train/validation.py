@@ -8,6 +8,9 @@ import torch
 
 from pylum.data.events import OOV_ROW, Events
 from pylum.evaluate.metrics import ranks
+from pylum.model.base import UserModel
+from pylum.model.hstu import HSTU
+from pylum.model.hstu_batch import Asked, make_batch
 from pylum.model.lum import LUM
 from pylum.ragged import Ragged, lengths_to_offsets
 
@@ -24,6 +27,8 @@ class Validation:
         remove_seen: rank only items the user has not chosen before.
         query_time: ask with the target's time, else with none.
     """
+
+    chosen_by = "ndcg@10"
 
     def __init__(
         self,
@@ -47,18 +52,18 @@ class Validation:
         self.remove_seen, self.query_time = remove_seen, query_time
         self.first = events.offsets[torch.searchsorted(events.offsets, sites, right=True) - 1]
 
-    def ranks(self, model: LUM) -> torch.Tensor:
+    def ranks(self, model: UserModel) -> torch.Tensor:
         """``[targets]`` int64 on cpu, 0-based rank of each target's item."""
         answers, vectors = self.answers(model), self._run(model, model.item_vectors)
         return ranks(answers, vectors, self.events.items[self.sites], exclude=self.seen())
 
-    def scores(self, model: LUM) -> dict[str, float]:
+    def scores(self, model: UserModel) -> dict[str, float]:
         """``ndcg@10`` and ``hr@10``."""
         found = self.ranks(model).double()
         gain = torch.where(found < 10, 1 / torch.log2(found + 2), 0.0)
         return {"ndcg@10": float(gain.mean()), "hr@10": float((found < 10).double().mean())}
 
-    def answers(self, model: LUM) -> torch.Tensor:
+    def answers(self, model: UserModel) -> torch.Tensor:
         """``[targets, D]`` float32 on cpu."""
 
         def ask() -> torch.Tensor:
@@ -80,7 +85,7 @@ class Validation:
         rows[rest] = before.items
         return Ragged(rows, offsets)
 
-    def _run(self, model: LUM, call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _run(self, model: UserModel, call: Callable[[], torch.Tensor]) -> torch.Tensor:
         training = model.training
         model.eval()
         with torch.inference_mode():
@@ -94,9 +99,9 @@ class Validation:
         sizes = torch.unique_consecutive(batch, return_counts=True)[1].tolist()
         yield from zip(self.sites.split(sizes), self.first.split(sizes), strict=True)
 
-    def _ask(self, model: LUM, sites: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    def _ask(self, model: UserModel, sites: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """``[Q, D]`` answers: each question is the last token of a sequence of its own."""
-        device = model.answer.weight.device
+        device = model.device
         start = torch.maximum(first, sites - self.max_length)
         events = self._rows(start, sites).to(device)
         lengths = events.lengths
@@ -106,6 +111,12 @@ class Validation:
             times = self.events.times[sites]
             gaps = torch.where(sites > start, times - self.events.times[sites - 1], -1).to(device)
             times = times.to(device)
+        if isinstance(model, HSTU):
+            ends = Asked(torch.arange(len(sites) + 1, device=device), times=times)
+            batch = make_batch(model, events, ends)
+            hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock, batch.mask)
+            return model.answers(hidden[batch.targets])
+        assert isinstance(model, LUM)
         queries = model.query_tokens(
             {name: names[name][sites].to(device) for name in names}, gaps, times, count=len(sites)
         )

@@ -212,7 +212,7 @@ def test_query_time_changes_answers_only_where_read():
             {"test": lambda: 3}, TypeError, "test must be Interactions, got int", id="test"
         ),
         pytest.param({"model": []}, ValueError, "at least one model", id="no-model"),
-        pytest.param({"model": [3]}, TypeError, "model must be a pylum.LUM, got int", id="model"),
+        pytest.param({"model": [3]}, TypeError, "pylum.LUM or pylum.HSTU, got int", id="model"),
         pytest.param({"k": 0}, ValueError, "k must be a positive integer", id="k"),
         pytest.param(
             {"conditions": "scene"}, ValueError, "'true', 'any' or a list", id="condition"

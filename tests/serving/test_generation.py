@@ -414,7 +414,12 @@ def test_model_generate_is_the_same_function():
         ),
         pytest.param({"histories": 3}, TypeError, "histories must be .* got int", id="histories"),
         pytest.param({"histories": ["u"]}, TypeError, "histories must be .* got list", id="list"),
-        pytest.param({"model": "m"}, TypeError, "model must be a pylum.LUM, got str", id="model"),
+        pytest.param(
+            {"model": "m"},
+            TypeError,
+            "model must be a pylum.LUM or pylum.HSTU, got str",
+            id="model",
+        ),
     ],
 )
 def test_errors_name_the_argument(arguments, error, message):

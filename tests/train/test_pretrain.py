@@ -272,7 +272,7 @@ __all__ = ["FAST", "SMALL", "make_data", "pretrain", "run_module", "time", "torc
 def test_wrong_types_are_named(parts):
     with pytest.raises(TypeError, match="train must be Interactions, got NoneType"):
         pretrain(SMALL, None)
-    with pytest.raises(TypeError, match="cfg must be LUMConfig, got dict"):
+    with pytest.raises(TypeError, match="cfg must be LUMConfig or HSTUConfig, got dict"):
         pretrain({}, parts[0])
-    with pytest.raises(TypeError, match="init must be LUM or None, got str"):
+    with pytest.raises(TypeError, match="init must be LUM or HSTU or None, got str"):
         pretrain(SMALL, parts[0], init="model")
