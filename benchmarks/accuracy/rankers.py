@@ -3,9 +3,9 @@
     python -m benchmarks.accuracy.rankers --data synthetic
     python -m benchmarks.accuracy.rankers --data ml-100k --protocol rest-auc
 
-Data, labels and stages are those of `pylum.demo.rankers`; the settings of the rankers below were
-chosen for the base on the validation rows, the base having the widest choice. One thread. Prints
-the table and writes it as JSON.
+Data, labels and stages are those of `pylum.demo.rankers`; the settings of the rankers were chosen
+for the base alone, on the validation rows. One thread. Prints the table and adds it to the JSON,
+under the rankers' names.
 """
 
 import argparse
@@ -71,9 +71,11 @@ def main() -> None:
     print(f"{seconds:.0f} CPU seconds on one thread, {user_model:.0f} of them the user model's")
     out = options.out or OUT / f"{name}.json"
     out.parent.mkdir(exist_ok=True)
-    result = {
+    # One entry a ranker: several runs may fill one file.
+    result = json.loads(out.read_text()) if out.exists() else {}
+    result["+".join(options.rankers)] = {
         "title": arms.title,
-        "settings": stage.settings,
+        "settings": {r: stage.settings.get(r, {}) for r in options.rankers},
         "seeds": options.seeds,
         "cpu_seconds": round(seconds),
         "torch": torch.__version__,

@@ -21,6 +21,7 @@ from pylum.model import LUM, LUMConfig
 from pylum.rank.arms import ALL, ARMS, BASE, Arms, rows_of, run_arms
 from pylum.rank.as_of import impression_schema, impressions
 from pylum.rank.schema import Schema
+from pylum.rank.utilisation import matching
 from pylum.train import pretrain
 
 RANKERS = ("wide_deep", "dlrm", "din", "sim_rank")
@@ -31,6 +32,14 @@ SYNTHETIC: dict[str, dict[str, Any]] = {
     "dlrm": {"dim": 32, "lr": 3e-3, "epochs": 6},
     "din": {"dim": 32, "lr": 3e-3, "epochs": 6},
     "sim_rank": {"dim": 32, "lr": 3e-3, "epochs": 6},
+}
+
+
+ML_100K: dict[str, dict[str, Any]] = {
+    "wide_deep": {"lr": 0.01, "epochs": 4, "dropout": 0.3},
+    "dlrm": {"epochs": 5, "weight_decay": 1e-4},
+    "din": {"epochs": 4, "weight_decay": 1e-4},
+    "sim_rank": {"epochs": 4, "weight_decay": 1e-4},
 }
 
 
@@ -117,14 +126,19 @@ def synthetic(users: int = 3000, *, epochs: int = 8, negatives: int = 1, seed: i
     order = np.argsort(names)
     place = order[np.searchsorted(names[order], parts[2]["item"].to_numpy().astype(str))]
     chances = world.chances_of(data, parts[2]["event"].to_numpy(), place)
+    knowledge = query(model, data, scenes, at="each")
+    schema = impression_schema(data, negatives=negatives, condition="scene")
     return Stage3(
         f"synthetic, {users:,} users, two stages by time",
-        impression_schema(data, negatives=negatives),
+        schema,
         parts,
         pa.concat_tables([rows_of(rows, user_model), parts[0]]),
-        query(model, data, scenes, at="each"),
-        # Items are drawn evenly: the odds of a choice are as its probability.
-        {"best possible": np.log(np.maximum(chances, 1e-30))},
+        knowledge,
+        {
+            # Items are drawn evenly: the odds of a choice are as its probability.
+            "best possible": np.log(np.maximum(chances, 1e-30)),
+            "LUM alone": matching(knowledge, parts[2], schema)[:, -1].numpy(),
+        },
         SYNTHETIC,
     )
 
@@ -172,12 +186,18 @@ def ml_100k(
         progress=False,
     )
     parts = _parts(model, rows, later, in_sample)
+    knowledge = query(model, told, [True, False], at="each")
+    schema = impression_schema(films, user_id=protocol == "rest-auc")
+    liked_or_not = matching(knowledge, parts[2], schema)
     return Stage3(
         f"MovieLens 100K, {protocol}, two stages" + (", user model in-sample" * in_sample),
-        impression_schema(films, user_id=protocol == "rest-auc"),
+        schema,
         parts,
         pa.concat_tables([rows_of(rows, user_model), parts[0]]),
-        query(model, told, [True, False], at="each"),
+        knowledge,
+        # Both answers are logits of the film: their difference is a log odds.
+        {"LUM alone": (liked_or_not[:, 0] - liked_or_not[:, 1]).numpy()},
+        ML_100K,
     )
 
 

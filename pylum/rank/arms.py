@@ -30,6 +30,8 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 # The base on the rows the user model was trained on too: what the same data does without one.
 ALL = "base, all rows"
+# The ranker of the arm with everything, asked when nothing is known.
+MISSING = "+ both, all missing"
 BASE, ITEM, DIRECT, BOTH, SHUFFLED = "base", "+ e_i", "+ direct", "+ both", "+ both, shuffled"
 # The differences that say something, beside each arm over the base.
 QUESTIONS = ((BOTH, ITEM), (BOTH, DIRECT), (SHUFFLED, ITEM), (BOTH, ALL))
@@ -60,7 +62,7 @@ class Arms:
         ]
         for ranker in rankers:
             present = [arm for arm in ARMS if f"{ranker} {arm}" in self.scores]
-            present += [ALL] if f"{ranker} {ALL}" in self.scores else []
+            present += [a for a in (MISSING, ALL) if f"{ranker} {a}" in self.scores]
             asked = [(arm, BASE) for arm in present if arm != BASE]
             asked += [(a, b) for a, b in QUESTIONS if a in present and b in present]
             pairs += [(f"{ranker} {a}", f"{ranker} {b}") for a, b in asked]
@@ -101,6 +103,19 @@ def shuffled(knowledge: Knowledge, seed: int = 0) -> Knowledge:
         for a, b in zip(same.tolist(), other.tolist(), strict=True):
             order[a], order[b] = order[b], order[a]
     return replace(knowledge, vectors=knowledge.vectors[torch.from_numpy(order)])
+
+
+def _forgotten(knowledge: Knowledge) -> Knowledge:
+    """The same user model, asked about nobody and no item."""
+    return replace(
+        knowledge,
+        vectors=knowledge.vectors[:1],
+        users=knowledge.users[:1],
+        times=torch.full((1,), torch.iinfo(torch.int64).max),
+        seen=knowledge.seen[:1],
+        items=knowledge.items[:0],
+        item_vectors=knowledge.item_vectors[:1],
+    )
 
 
 def run_arms(
@@ -149,7 +164,8 @@ def run_arms(
     other = shuffled(knowledge)
     for name, settings in rankers.items():
         for arm in (*arms, *([] if all_rows is None else [ALL])):
-            lines = []
+            lines: list[npt.NDArray[np.float64]] = []
+            missing: list[npt.NDArray[np.float64]] = []
             for seed in seeds:
                 parts = ARMS.get(arm, ())
                 given = None if not parts else other if arm == SHUFFLED else knowledge
@@ -164,9 +180,14 @@ def run_arms(
                     known if arm == ALL else train, valid=valid, allow_in_sample=allow_in_sample
                 )
                 lines.append(ranker.predict(test).astype(np.float64))
+                if arm == BOTH:
+                    nothing = ranker.predict(test, knowledge=_forgotten(knowledge))
+                    missing.append(nothing.astype(np.float64))
                 if on_fit is not None:
                     on_fit(f"{name} {arm}", seed, ranker)
             scores[f"{name} {arm}"] = np.stack(lines)
+            if missing:
+                scores[f"{name} {MISSING}"] = np.stack(missing)
     return Arms(title, labels, test[schema.user].to_numpy(), scores, (*means, *(more or {})))
 
 

@@ -140,6 +140,7 @@ def impression_schema(
     negatives: int = 0,
     user_id: bool = False,
     max_length: int = 0,
+    condition: str | None = None,
     crosses: bool = True,
 ) -> Schema:
     """The schema of the rows of :func:`impressions`.
@@ -148,6 +149,7 @@ def impression_schema(
         negatives: as for the rows.
         user_id: whether the user is a feature: only where its rows are trained on.
         max_length: of the sequences.
+        condition: the field knowledge is asked under, where rows have one.
         crosses: of the item with each condition and with the last items, for wide_deep.
     """
     shared = [f.name for f in data.schema.item_features if f.kind == "category"]
@@ -171,7 +173,7 @@ def impression_schema(
     if crosses:
         pairs += [(name, "item") for name in conditions]
         pairs += [("last_item", "item"), *((f"last_{name}", name) for name in shared)]
-    return Schema(tuple(features), crosses=tuple(pairs))
+    return Schema(tuple(features), condition=condition, crosses=tuple(pairs))
 
 
 def before(owners: Ints, times: Ints, asked: Ints, moments: Ints) -> Ints:

@@ -7,7 +7,7 @@ from torch import nn
 
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
-from pylum.rank.inputs import Embeddings, Head, Known
+from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 
@@ -51,7 +51,7 @@ class DIN(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: int
+        self, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: KnownSizes
     ) -> None:
         super().__init__()
         need_behaviours(schema, "din")

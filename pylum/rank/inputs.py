@@ -16,15 +16,36 @@ from pylum.rank.schema import Schema
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Knowledge of ``B`` rows, each answer standardised.
+    """Knowledge of ``B`` rows, standardised.
 
     Args:
-        values: ``[B, width]`` float32.
-        missing: ``[B, width]`` bool: what is not known and stands for nothing.
+        vectors: ``[B, vectors, dim]`` float32: the item's, the answers.
+        numbers: ``[B, numbers]`` float32: their similarities.
+        no_vector, no_number: bool: what is not known and stands for nothing.
     """
 
-    values: torch.Tensor
-    missing: torch.Tensor
+    vectors: torch.Tensor
+    numbers: torch.Tensor
+    no_vector: torch.Tensor
+    no_number: torch.Tensor
+
+    def without(self, rows: torch.Tensor) -> Known:
+        """With everything missing in the rows that ``rows`` ``[B]`` marks."""
+        gone = rows[:, None]
+        return Known(self.vectors, self.numbers, self.no_vector | gone, self.no_number | gone)
+
+
+@dataclass(frozen=True)
+class KnownSizes:
+    """How many vectors of which dim, and how many numbers."""
+
+    vectors: int = 0
+    numbers: int = 0
+    dim: int = 0
+    narrow: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.vectors or self.numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,20 +150,26 @@ class Embeddings(nn.Module):
 class KnowledgeLayer(nn.Module):
     """Adds what is known to the first hidden layer of a ranker.
 
-    What is missing is a learned value of each input, trained by leaving known rows out.
+    Vectors are made narrower first, all answers by one map, so that as many conditions as one likes
+    cost few weights. What is missing is a learned value of each input, trained by leaving known
+    rows out.
 
     Args:
-        width: inputs.
+        sizes: of the inputs; ``narrow`` is the width that vectors get.
         hidden: outputs.
     """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, sizes: KnownSizes, hidden: int) -> None:
         super().__init__()
-        self.missing = nn.Parameter(torch.zeros(width))
-        self.weight = nn.Linear(width, hidden, bias=False)
+        self.no_vector = nn.Parameter(torch.zeros(sizes.vectors, sizes.dim))
+        self.no_number = nn.Parameter(torch.zeros(sizes.numbers))
+        self.narrow = nn.Linear(sizes.dim, sizes.narrow, bias=False)
+        self.weight = nn.Linear(sizes.vectors * sizes.narrow + sizes.numbers, hidden, bias=False)
 
     def forward(self, known: Known) -> torch.Tensor:
-        return self.weight(torch.where(known.missing, self.missing, known.values))
+        vectors = torch.where(known.no_vector[:, :, None], self.no_vector, known.vectors)
+        numbers = torch.where(known.no_number, self.no_number, known.numbers)
+        return self.weight(torch.cat([self.narrow(vectors).flatten(1), numbers], 1))
 
 
 class Head(nn.Module):
@@ -151,11 +178,13 @@ class Head(nn.Module):
     Args:
         width: inputs.
         hidden: widths of the layers.
-        known: inputs of knowledge, 0 for none.
+        known: inputs of knowledge; none where they are.
         dropout: of the hidden units.
     """
 
-    def __init__(self, width: int, hidden: tuple[int, ...], known: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, hidden: tuple[int, ...], known: KnownSizes, dropout: float
+    ) -> None:
         super().__init__()
         self.first = nn.Linear(width, hidden[0])
         self.knowledge = KnowledgeLayer(known, hidden[0]) if known else None

@@ -17,6 +17,7 @@ from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
 from pylum.rank import training
 from pylum.rank.coding import Coder, table_of
+from pylum.rank.inputs import KnownSizes
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 from pylum.rank.training import Batches
@@ -105,7 +106,7 @@ class Ranker:
                 ``init`` does not fit.
             TypeError: a column's type does not fit its kind.
         """
-        table = table_of(rows, self.schema, self._columns(label=True))
+        table = table_of(rows, self.schema, self._columns(self.knowledge, True))
         if len(table) == 0:
             raise ValueError("rows must be at least one, got none")
         old = self._old(init)
@@ -132,7 +133,7 @@ class Ranker:
             if inputs is None:
                 inputs = Inputs.fit(self.parts, self.knowledge, joined)
         network = training.build(
-            self.name, self.schema, coder.vocabs, self.settings, inputs.width if inputs else 0
+            self.name, self.schema, coder.vocabs, self.settings, self._sizes(inputs)
         )
         if old is not None and old.network is not None:
             training.carry_over(old.network, network, keep)
@@ -211,8 +212,9 @@ class Ranker:
         if about["inputs"] is not None:
             ranker.inputs = Inputs.from_json(about["inputs"])
             ranker.parts = ranker.inputs.parts
-        width = ranker.inputs.width if ranker.inputs else 0
-        network = training.build(ranker.name, ranker.schema, coder.vocabs, ranker.settings, width)
+        network = training.build(
+            ranker.name, ranker.schema, coder.vocabs, ranker.settings, ranker._sizes(ranker.inputs)
+        )
         network.load_state_dict(tensors)
         ranker.network = network.eval()
         if knowledge is not None:
@@ -220,10 +222,20 @@ class Ranker:
             ranker.knowledge = knowledge
         return ranker
 
-    def _columns(self, label: bool) -> tuple[str, ...]:
+    def _sizes(self, inputs: Inputs | None) -> KnownSizes:
+        if inputs is None:
+            return KnownSizes()
+        narrow = min(self.settings.knowledge_dim, inputs.dim)
+        return KnownSizes(inputs.vectors, inputs.numbers, inputs.dim, narrow)
+
+    def _columns(self, knowledge: Knowledge | None, label: bool) -> tuple[str, ...]:
+        """What is read beside the features."""
         schema = self.schema
-        joined = (schema.user, schema.item, schema.time) if self.knowledge is not None else ()
-        return (*((schema.label,) if label else ()), *joined)
+        wanted = [schema.label] if label else []
+        if knowledge is not None:
+            wanted += [schema.user, schema.item, schema.time]
+            wanted += [] if schema.condition is None else [schema.condition]
+        return tuple(wanted)
 
     def _old(self, init: Ranker | None) -> Ranker | None:
         if init is None:
@@ -255,8 +267,7 @@ class Ranker:
     def _batches(self, rows: Any, knowledge: Knowledge | None, labels: bool) -> Batches:
         assert self.coder is not None
         schema = self.schema
-        more = (schema.user, schema.item, schema.time) if knowledge is not None else ()
-        table = table_of(rows, schema, (*more, *((schema.label,) if labels else ())))
+        table = table_of(rows, schema, self._columns(knowledge, labels))
         coded = self.coder.encode(table, with_labels=labels)
         if knowledge is None or self.inputs is None:
             return Batches(coded)

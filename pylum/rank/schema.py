@@ -54,6 +54,9 @@ class Schema:
         features: what the ranker reads. All sequences of a row have one length.
         label: column of 0 and 1 (or booleans): what is predicted. Only :meth:`Ranker.fit` reads it.
         user, item, time: columns by which knowledge is joined; they are features only if listed.
+        condition: column whose value is one of the conditions knowledge was asked under, such as
+            the scene a row is shown in: the answer to it is then read beside the others. None: no
+            row has one.
         crosses: for wide_deep, tuples of features whose values are crossed; at most one of each
             tuple may hold many values.
     """
@@ -63,6 +66,7 @@ class Schema:
     user: str = "user"
     item: str = "item"
     time: str = "time"
+    condition: str | None = None
     crosses: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:

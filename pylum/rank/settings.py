@@ -23,6 +23,7 @@ class Settings:
         dropout: of hidden units.
         knowledge_dropout: share of training rows whose knowledge is left out, so that missing
             knowledge is trained.
+        knowledge_dim: width to which vectors of knowledge are made narrower.
         initial_scale: standard deviation of new embeddings.
         epochs: passes over the rows; with ``valid`` the best one is kept.
         batch_rows: rows of an update.
@@ -43,6 +44,7 @@ class Settings:
     min_count: int = 2
     dropout: float = 0.0
     knowledge_dropout: float = 0.1
+    knowledge_dim: int = 16
     initial_scale: float = 0.05
     epochs: int = 3
     batch_rows: int = 512
@@ -60,7 +62,16 @@ class Settings:
                 raise ValueError(f"{name} must hold positive widths, got {getattr(self, name)}")
         if not self.hidden:
             raise ValueError("hidden must hold at least one width, got none")
-        for name in ("dim", "found", "short", "heads", "buckets", "min_count", "batch_rows"):
+        for name in (
+            "dim",
+            "found",
+            "short",
+            "heads",
+            "buckets",
+            "min_count",
+            "batch_rows",
+            "knowledge_dim",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("dropout", "knowledge_dropout"):

@@ -8,7 +8,7 @@ from torch import nn
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
 from pylum.rank.din import ActivationUnit, need_behaviours
-from pylum.rank.inputs import Embeddings, Head, Known
+from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 
@@ -29,7 +29,7 @@ class SIM(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: int
+        self, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: KnownSizes
     ) -> None:
         super().__init__()
         need_behaviours(schema, "sim_rank")
@@ -40,7 +40,7 @@ class SIM(nn.Module):
         self.embeddings = Embeddings(schema, vocabs, dim, settings.initial_scale)
         self.search_behaviour = nn.Linear(dim, dim, bias=False)
         self.search_target = nn.Linear(dim, dim, bias=False)
-        self.search_head = Head(3 * dim, settings.hidden[-1:], 0, settings.dropout)
+        self.search_head = Head(3 * dim, settings.hidden[-1:], KnownSizes(), settings.dropout)
         self.age = nn.Parameter(torch.randn(AGES, dim) * settings.initial_scale)
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)

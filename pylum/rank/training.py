@@ -13,7 +13,7 @@ from pylum.rank.coding import Coded
 from pylum.rank.din import DIN
 from pylum.rank.dlrm import DLRM
 from pylum.rank.ftrl import FTRL
-from pylum.rank.inputs import Embeddings, KnowledgeLayer, Known
+from pylum.rank.inputs import Embeddings, KnowledgeLayer, Known, KnownSizes
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 from pylum.rank.sim import SIM
@@ -55,7 +55,7 @@ class Batches:
 
 
 def build(
-    name: str, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: int
+    name: str, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: KnownSizes
 ) -> nn.Module:
     """A network with weights drawn by the seed, the caller's random numbers left alone."""
     with torch.random.fork_rng(devices=[]):
@@ -83,8 +83,7 @@ def train(
             for index in torch.randperm(len(batches)).split(settings.batch_rows):
                 rows, known = batches.at(index)
                 if known is not None and settings.knowledge_dropout:
-                    gone = torch.rand(len(index), 1) < settings.knowledge_dropout
-                    known = Known(known.values, known.missing | gone)
+                    known = known.without(torch.rand(len(index)) < settings.knowledge_dropout)
                 logits = network(rows, known)
                 assert rows.labels is not None
                 losses = [
@@ -149,7 +148,9 @@ def carry_over(old: nn.Module, new: nn.Module, keep_knowledge: bool) -> None:
     with torch.no_grad():
         for name, p in new.named_parameters():
             if name in fresh:
-                p.zero_()
+                # Only the last map is zero: with two zero maps neither would ever learn.
+                if name.endswith("knowledge.weight.weight"):
+                    p.zero_()
             elif name in tables and before[name].shape[1:] == p.shape[1:]:
                 p.copy_(before[name][0].expand_as(p))
                 p[: len(before[name])] = before[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pylum.data.columns import MICROSECONDS, as_times
+from pylum.data.columns import ANY, MICROSECONDS, as_times
 from pylum.data.tables import pick
+from pylum.data.vocab import Vocab
 from pylum.knowledge import Knowledge
 from pylum.rank.inputs import Known
 from pylum.rank.schema import Schema
@@ -28,10 +29,12 @@ class Joined:
     Args:
         moments: ``[N]`` int64 rows of the knowledge's vectors; -1: none.
         items: ``[N]`` int64 rows of its item vectors; -1: none.
+        own: ``[N]`` int64 which condition is the row's own; -1: none. None: rows have none.
     """
 
     moments: torch.Tensor
     items: torch.Tensor
+    own: torch.Tensor | None = None
 
 
 def join(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> Joined:
@@ -45,7 +48,31 @@ def join(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> Joined:
     users = pick(rows, schema.user, "rows").to_pylist()
     moments = knowledge.rows(users, times)
     items = knowledge.item_rows(pick(rows, schema.item, "rows"))
-    return Joined(torch.from_numpy(moments), torch.from_numpy(items))
+    own = None if schema.condition is None else _own(knowledge, rows, schema.condition)
+    return Joined(torch.from_numpy(moments), torch.from_numpy(items), own)
+
+
+def matching(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> torch.Tensor:
+    """``[N, answers]`` similarity of every answer and the row's item, over the temperature.
+
+    The row's own condition is the last answer where the schema names one. What is not known is the
+    mean of what is.
+    """
+    joined = join(knowledge, rows, schema)
+    inputs = Inputs.fit(("matching",), knowledge, joined)
+    known = inputs.gather(knowledge, joined, torch.arange(len(rows)))
+    found = torch.where(known.no_number, 0, known.numbers)
+    return found * inputs.scale + inputs.mean
+
+
+def _own(knowledge: Knowledge, rows: pa.Table, column: str) -> torch.Tensor:
+    """``[N]`` which of the knowledge's conditions is each row's own; -1: none."""
+    values = knowledge.conditions
+    if any(isinstance(value, dict) for value in values):
+        raise ValueError("knowledge must be of single conditions where rows have their own")
+    plain = [value for value in values if value is not ANY]
+    place = torch.tensor([-1] + [n for n, value in enumerate(values) if value is not ANY])
+    return place[torch.from_numpy(Vocab(plain).rows(pick(rows, column, "rows"), column))]
 
 
 def row_times(rows: pa.Table, schema: Schema) -> npt.NDArray[np.int64]:
@@ -77,12 +104,14 @@ class Inputs:
         parts: some of ``"item"`` (e_i), ``"direct"`` (o_q of every condition) and ``"matching"``
             (their similarities).
         conditions: how many.
+        own: whether rows have a condition of their own, whose answer is one more.
         dim: of the vectors.
-        mean, scale: ``[conditions]`` of the similarities in the training rows.
+        mean, scale: ``[answers]`` of the similarities in the training rows.
     """
 
     parts: tuple[str, ...]
     conditions: int
+    own: bool
     dim: int
     mean: torch.Tensor
     scale: torch.Tensor
@@ -97,38 +126,75 @@ class Inputs:
                 "of the same users, and are its times in the same unit?"
             )
         at = both[torch.linspace(0, len(both) - 1, min(len(both), SAMPLE_ROWS)).long()]
-        found = similarities(knowledge, joined.moments[at], joined.items[at])
-        scale = found.std(0, correction=0).clamp_min(1e-6)
-        count = knowledge.vectors.shape[1]
-        return cls(parts, count, knowledge.item_vectors.shape[1], found.mean(0), scale)
+        count, own = knowledge.vectors.shape[1], joined.own is not None
+        raw = cls(parts, count, own, knowledge.item_vectors.shape[1], torch.zeros(0), torch.ones(0))
+        found, gone = raw._similarities(knowledge, joined, at)
+        known = (~gone).double()
+        rows = known.sum(0).clamp_min(1)
+        mean = (found * known).sum(0) / rows
+        scale = ((found - mean).square() * known).sum(0).div(rows).sqrt().clamp_min(1e-6)
+        return replace(raw, mean=mean.float(), scale=scale.float())
 
     @property
-    def width(self) -> int:
-        sizes = {
-            "item": self.dim,
-            "direct": self.conditions * self.dim,
-            "matching": self.conditions,
-        }
-        return sum(sizes[part] for part in self.parts)
+    def answers(self) -> int:
+        """Answers of a row: one for each condition, and its own."""
+        return self.conditions + self.own
+
+    @property
+    def vectors(self) -> int:
+        """How many of the inputs are vectors; the rest are similarities."""
+        return ("item" in self.parts) + self.answers * ("direct" in self.parts)
+
+    @property
+    def numbers(self) -> int:
+        return self.answers * ("matching" in self.parts)
 
     def gather(self, knowledge: Knowledge, joined: Joined, index: torch.Tensor) -> Known:
         """Of the rows at ``index``. Elements of unit vectors are scaled to a variance of one."""
-        moments, items = joined.moments[index], joined.items[index]
-        no_moment, no_item = (moments < 0)[:, None], (items < 0)[:, None]
         values, missing = [], []
-        for part in self.parts:
-            if part == "matching":
-                found = similarities(knowledge, moments.clamp_min(0), items.clamp_min(0))
-                values.append((found - self.mean) / self.scale)
-                missing.append((no_moment | no_item).expand_as(found))
-            else:
-                if part == "item":
-                    vectors, gone = knowledge.item_vectors[items.clamp_min(0)], no_item
-                else:
-                    vectors, gone = knowledge.vectors[moments.clamp_min(0)].flatten(1), no_moment
-                values.append(vectors.float() * self.dim**0.5)
-                missing.append(gone.expand_as(vectors))
-        return Known(torch.cat(values, 1), torch.cat(missing, 1))
+        if "item" in self.parts:
+            items = joined.items[index]
+            values.append(knowledge.item_vectors[items.clamp_min(0)][:, None])
+            missing.append((items < 0)[:, None])
+        if "direct" in self.parts:
+            answers, gone = self._answers(knowledge, joined, index)
+            values.append(answers)
+            missing.append(gone)
+        empty = torch.zeros(len(index), 0)
+        vectors = torch.zeros(len(index), 0, self.dim)
+        no_vector = empty.bool()
+        if values:
+            vectors = torch.cat(values, 1).float() * self.dim**0.5
+            no_vector = torch.cat(missing, 1)
+        numbers, no_number = empty, empty.bool()
+        if "matching" in self.parts:
+            numbers, no_number = self._similarities(knowledge, joined, index)
+            numbers = (numbers - self.mean) / self.scale
+        return Known(vectors, numbers, no_vector, no_number)
+
+    def _answers(
+        self, knowledge: Knowledge, joined: Joined, index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[n, answers, dim]`` and ``[n, answers]`` bool, which are not known."""
+        moments = joined.moments[index]
+        answers = knowledge.vectors[moments.clamp_min(0)].float()
+        gone = (moments < 0)[:, None].expand(-1, self.conditions)
+        if joined.own is not None:
+            own = joined.own[index]
+            mine = answers[torch.arange(len(index)), own.clamp_min(0)]
+            answers = torch.cat([answers, mine[:, None]], 1)
+            gone = torch.cat([gone, ((moments < 0) | (own < 0))[:, None]], 1)
+        return answers, gone
+
+    def _similarities(
+        self, knowledge: Knowledge, joined: Joined, index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[n, answers]`` cosines over the temperature, and which of them are not known."""
+        answers, gone = self._answers(knowledge, joined, index)
+        items = joined.items[index]
+        vectors = knowledge.item_vectors[items.clamp_min(0)].float()
+        found = torch.einsum("rqd,rd->rq", answers, vectors) / knowledge.temperature
+        return found, gone | (items < 0)[:, None]
 
     def check(self, knowledge: Knowledge) -> None:
         """Raise where the knowledge has other sizes."""
@@ -143,6 +209,7 @@ class Inputs:
         return {
             "parts": list(self.parts),
             "conditions": self.conditions,
+            "own": self.own,
             "dim": self.dim,
             "mean": self.mean.tolist(),
             "scale": self.scale.tolist(),
@@ -153,14 +220,8 @@ class Inputs:
         return cls(
             tuple(data["parts"]),
             data["conditions"],
+            data["own"],
             data["dim"],
             torch.tensor(data["mean"]),
             torch.tensor(data["scale"]),
         )
-
-
-def similarities(knowledge: Knowledge, moments: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """``[n, conditions]`` cosines of answers and items over the temperature."""
-    answers = knowledge.vectors[moments].float()
-    vectors = knowledge.item_vectors[items].float()
-    return torch.einsum("rqd,rd->rq", answers, vectors) / knowledge.temperature

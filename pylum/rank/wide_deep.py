@@ -9,7 +9,7 @@ from pylum import ops
 from pylum.data.vocab import Vocab
 from pylum.ragged import Ragged, lengths_to_offsets
 from pylum.rank.coding import Coded
-from pylum.rank.inputs import Embeddings, Head, Known
+from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 
@@ -28,7 +28,7 @@ class WideDeep(nn.Module):
     """
 
     def __init__(
-        self, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: int
+        self, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: KnownSizes
     ) -> None:
         super().__init__()
         self.schema, self.buckets = schema, settings.buckets
