@@ -13,6 +13,7 @@ from pylum.model import HSTU, LUM, HSTUConfig, LUMConfig, Task
 from pylum.ops._library import check
 from pylum.ragged import Ragged
 from pylum.rank import Ranker
+from pylum.scaling import fit_scaling
 from pylum.serving import KnowledgeCache
 from pylum.train import pretrain
 
@@ -37,6 +38,7 @@ __all__ = [
     "Vocab",
     "check",
     "evaluate",
+    "fit_scaling",
     "generate",
     "generate_batches",
     "ops",

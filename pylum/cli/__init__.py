@@ -13,6 +13,7 @@ import typer
 from pylum.cli import ask, train
 from pylum.cli.demo import demo
 from pylum.cli.evaluate import evaluate
+from pylum.cli.scaling import scaling
 
 app = typer.Typer(
     name="pylum",
@@ -37,6 +38,7 @@ app.command()(train.pretrain)
 app.command()(ask.generate)
 app.command()(ask.query)
 app.command()(evaluate)
+app.command()(scaling)
 
 
 def main() -> None:

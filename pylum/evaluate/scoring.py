@@ -92,12 +92,7 @@ def model_ranks(
     """Rank of each target, and how many the model does not know."""
     events = test.histories().encode(model.vocabs, model.schema)
     targets = events.items[scored.index]
-    questions = PrefixQuestions(
-        scored.users,
-        scored.places,
-        _asked(model, events, scored.index, conditions),
-        events.times[scored.index] if query_time else None,
-    )
+    questions = questions_of(model, events, scored, conditions, query_time)
     vectors = catalogue(model)
     out = torch.full((len(scored.index),), MISSED)
     steps = plan(model, questions, batch_tokens)
@@ -110,6 +105,22 @@ def model_ranks(
             limits = translate(seen_items(events, mine), None)
         out[index] = metrics.ranks(answers, vectors[1:], targets[index] - 1, exclude=limits)
     return out.numpy(), int((targets == OOV_ROW).sum())
+
+
+def questions_of(
+    model: UserModel,
+    events: Events,
+    scored: Scored,
+    conditions: str | Sequence[str],
+    query_time: bool,
+) -> PrefixQuestions:
+    """What is asked before each target."""
+    return PrefixQuestions(
+        scored.users,
+        scored.places,
+        _asked(model, events, scored.index, conditions),
+        events.times[scored.index] if query_time else None,
+    )
 
 
 def _asked(
