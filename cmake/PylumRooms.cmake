@@ -2,6 +2,7 @@
 pylum_add_op(append_pages CPU base.cpp)
 pylum_add_op(attention CPU forward.cpp backward.cpp BF16 forward.cpp)
 pylum_add_op(prefix_attention CPU forward.cpp BF16 forward.cpp)
+pylum_add_op(query_layer CPU layer.cpp BF16 layer.cpp)
 pylum_add_op(embedding_bag CPU base.cpp)
 pylum_add_op(embedding_sequence CPU base.cpp)
 pylum_add_op(row_wise CPU base.cpp)

@@ -45,4 +45,21 @@ inline void check_pages(const Tensor& table, int64_t b, int64_t begin, int64_t e
     }
 }
 
+// Pools and pages of the histories that k and v of later rows join; returns their lengths.
+inline const int64_t* check_prefix(const Tensor& k_pages, const Tensor& v_pages,
+                                   const Tensor& table, const Tensor& lengths, const Tensor& k,
+                                   const Tensor& v, const Tensor& offsets) {
+    check_pool(k_pages, "prefix.k", k, k.size(2));
+    check_pool(v_pages, "prefix.v", v, v.size(2));
+    expect(v_pages.size(0) == k_pages.size(0), "prefix.v",
+           "of " + std::to_string(k_pages.size(0)) + " pages like prefix.k", v_pages);
+    const int64_t batch = offsets.size(0) - 1;
+    check_table(table, batch);
+    const int64_t* tokens = integers(lengths, "prefix.lengths", "batch", batch);
+    for (int64_t b = 0; b < batch; ++b) {
+        check_pages(table, b, 0, tokens[b], k_pages.size(0));
+    }
+    return tokens;
+}
+
 }  // namespace pylum

@@ -1,8 +1,10 @@
 #include "common/attention_checks.h"
 #include "common/page_checks.h"
-#include "prefix_attention/prefix_attention.h"
+#include "common/prefix_attention.h"
 
 namespace pylum::prefix_attention {
+
+void run(const AttentionInputs& p) { PYLUM_CPU_CALL_BF16(p.dtype, forward, p); }
 
 static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
                        const Tensor& k_pages, const Tensor& v_pages, const Tensor& table,
@@ -17,17 +19,8 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
                        const std::optional<Tensor>& timestamps,
                        const std::optional<Tensor>& query_times, const Tensor& out, int threads) {
     check_heads(q, k, v);
-    check_pool(k_pages, "prefix.k", k, k.size(2));
-    check_pool(v_pages, "prefix.v", k, v.size(2));
-    expect(v_pages.size(0) == k_pages.size(0), "prefix.v",
-           "of " + std::to_string(k_pages.size(0)) + " pages like prefix.k", v_pages);
     check_offsets(offsets, q.size(0));
-    const int64_t batch_size = offsets.size(0) - 1;
-    check_table(table, batch_size);
-    const int64_t* tokens = integers(lengths, "prefix.lengths", "batch", batch_size);
-    for (int64_t b = 0; b < batch_size; ++b) {
-        check_pages(table, b, 0, tokens[b], k_pages.size(0));
-    }
+    const int64_t* tokens = check_prefix(k_pages, v_pages, table, lengths, k, v, offsets);
     const BatchDescription batch(
         offsets, q.size(0), tokens,
         {num_context, num_targets, group_offsets, visible, window, min_full});
@@ -48,7 +41,7 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
     describe_work(p, batch, threads);
     p.out = out.data;
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
+    run(p);
 }
 
 void register_op(py::module_& m) { m.def("prefix_attention_forward", &forward_py); }

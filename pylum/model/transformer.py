@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from pylum import ops
+from pylum import _C, ops
 from pylum.model.config import LUMConfig
+from pylum.ops import Mask
 from pylum.ragged import lengths_to_offsets
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -23,6 +24,9 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Turn = Callable[..., Heads]
 # q, k, v -> [T, heads, head_dim], of one layer.
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Products of bfloat16 pairs; without them torch's matrix products are faster than query_layer's.
+BFLOAT16_PAIRS = _C.build_info()["isa"] == "avx512_bf16"
 
 
 class Block(nn.Module):
@@ -57,6 +61,11 @@ class Block(nn.Module):
         asked, _, _ = turn(ops.linear(h[rows], self.qkv[: self.width]), self.heads, 0, rows)
         q = asked.new_zeros((len(h), *asked.shape[1:])).index_copy(0, rows, asked)
         return ops.linear(attend(q, k, v).flatten(1)[rows], self.out)
+
+    def weights(self) -> ops.LayerWeights:
+        return ops.LayerWeights(
+            self.attention_norm, self.qkv, self.out, self.ffn_norm, self.gate_up, self.down
+        )
 
     def feed_forward(self, h: torch.Tensor) -> torch.Tensor:
         return ops.linear(ops.swiglu(ops.linear(h, self.gate_up)), self.down)
@@ -115,11 +124,69 @@ class UserEncoder(nn.Module):
         if mask is not None and mask.num_targets is not None:
             targets = torch.as_tensor(mask.num_targets)
         new = lengths - targets
+        asks, appends = bool(targets.any()), bool(new.any())
+        if not self._fuses(x) or mask is None or not asks:
+            return self._append(x, offsets, positions, new, prefixes, mask)
+        if not appends:
+            return self._ask(x, offsets, positions, prefixes, mask)
+        # History rows see no targets: their pass may come before that of the targets.
+        end = (offsets[:-1] + new).repeat_interleave(lengths)
+        is_new = torch.arange(len(x), device=x.device) < end
+        alone = Mask(mask.num_context, window=mask.window, min_full=mask.min_full)
+        hidden = torch.empty_like(x)
+        hidden[is_new] = self._append(
+            x[is_new], lengths_to_offsets(new), positions[is_new], new, prefixes, alone
+        )
+        hidden[~is_new] = self._ask(
+            x[~is_new], lengths_to_offsets(targets), positions[~is_new], prefixes, mask
+        )
+        return hidden
+
+    def _fuses(self, x: torch.Tensor) -> bool:
+        """Targets take :func:`pylum.ops.query_layer`: by device, dtype and ISA, never by count."""
+        if x.device.type != "cpu" or self.training or torch.is_autocast_enabled("cpu"):
+            return False
+        return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and BFLOAT16_PAIRS)
+
+    def _ask(
+        self,
+        x: torch.Tensor,
+        offsets: torch.Tensor,
+        positions: torch.Tensor,
+        prefixes: Sequence[ops.PagedPrefix],
+        mask: ops.Mask,
+    ) -> torch.Tensor:
+        """Targets only, one call a layer."""
+        for block, prefix in zip(cast(list[Block], list(self.blocks)), prefixes, strict=True):
+            x = ops.query_layer(
+                x,
+                offsets,
+                positions,
+                self.cos,
+                self.sin,
+                block.weights(),
+                prefix,
+                mask,
+                heads=block.heads,
+            )
+        return ops.residual_norm(x, None, self.norm)[1]
+
+    def _append(
+        self,
+        x: torch.Tensor,
+        offsets: torch.Tensor,
+        positions: torch.Tensor,
+        new: torch.Tensor,
+        prefixes: Sequence[ops.PagedPrefix],
+        mask: ops.Mask | None,
+    ) -> torch.Tensor:
+        """Rows of any kind; the first ``new`` of each sequence are history and are appended."""
+        lengths = offsets.diff()
         end = (offsets[:-1] + new).repeat_interleave(lengths)
         is_new = torch.arange(len(x), device=x.device) < end
         # Appending alone and asking alone are the common calls: no row is moved for them.
-        new_rows = slice(None) if not bool(targets.any()) else is_new.nonzero()[:, 0]
-        target_rows = slice(None) if not bool(new.any()) else (~is_new).nonzero()[:, 0]
+        new_rows = slice(None) if bool(is_new.all()) else is_new.nonzero()[:, 0]
+        target_rows = slice(None) if not bool(is_new.any()) else (~is_new).nonzero()[:, 0]
         new_offsets = lengths_to_offsets(new)
         starts = prefixes[0].lengths - new
 

@@ -9,6 +9,7 @@ from pylum.ops.linear import linear
 from pylum.ops.mask import Mask
 from pylum.ops.pages import PagedPrefix, gather_pages, pages_like
 from pylum.ops.prefix_attention import prefix_attention
+from pylum.ops.query_layer import LayerWeights, query_layer
 from pylum.ops.residual_norm import residual_norm
 from pylum.ops.rotary import rotary
 from pylum.ops.row_wise import RowUse, row_wise_adagrad_, row_wise_adamw_
@@ -17,6 +18,7 @@ from pylum.ops.swiglu import swiglu
 from pylum.ops.topk import topk
 
 __all__ = [
+    "LayerWeights",
     "Mask",
     "PagedPrefix",
     "RelativeBias",
@@ -30,6 +32,7 @@ __all__ = [
     "log_thresholds",
     "pages_like",
     "prefix_attention",
+    "query_layer",
     "residual_norm",
     "rotary",
     "row_wise_adagrad_",

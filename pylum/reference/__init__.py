@@ -6,6 +6,7 @@ from pylum.reference.embedding_bag import embedding_bag
 from pylum.reference.embedding_sequence import embedding_sequence
 from pylum.reference.linear import linear
 from pylum.reference.prefix_attention import prefix_attention
+from pylum.reference.query_layer import query_layer
 from pylum.reference.residual_norm import residual_norm
 from pylum.reference.rotary import rotary
 from pylum.reference.row_wise import row_wise_adagrad_, row_wise_adamw_
@@ -20,6 +21,7 @@ __all__ = [
     "embedding_sequence",
     "linear",
     "prefix_attention",
+    "query_layer",
     "residual_norm",
     "rotary",
     "row_wise_adagrad_",

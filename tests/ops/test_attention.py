@@ -334,12 +334,13 @@ def test_mask_checks_its_fields(fields, error, message):
 ISAS = ["base", "avx2", "avx512", "avx512_bf16"]
 PORTABLE = """
 import torch
-from tests.ops import test_attention as t, test_prefix_attention as p
+from tests.ops import test_attention as t, test_prefix_attention as p, test_query_layer as l
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
     for score in ("softmax", "silu"):
         t.test_equals_reference(t.LENGTHS, 4, 2, 24, 40, t.FULL, dtype, score)
     p.test_a_condition_alone_equals_it_among_many(dtype)
+    l.test_equals_reference(l.Layer([5, 70], [6, 1], width=64, ffn=176, head_dim=16), dtype)
 p.test_nan_in_an_unseen_block_and_in_a_page_tail_moves_nothing()
 """
 

@@ -18,9 +18,9 @@ class TargetTask {
     // Rows that go through the keys together.
     static constexpr int kRows = 64;
     static constexpr int kDepth = Units<T>::kDepth;
-    // Rows of q are read in place where products take them as they are.
-    static constexpr bool kInPlace = sizeof(Left) == sizeof(T);
-    static constexpr int64_t kWeightRow = kChunkKeys * sizeof(float) / sizeof(Left);
+    // Rows a multiple of 2 KiB apart would share a few sets of the first-level cache.
+    static constexpr int64_t kScoreRow = kChunkKeys + 16;
+    static constexpr int64_t kWeightRow = kScoreRow * sizeof(float) / sizeof(Left);
 
   public:
     TargetTask(const AttentionInputs& inputs, const Section& strip, int64_t query_head)
@@ -68,20 +68,12 @@ class TargetTask {
             weight[r] = 0.0f;
         }
         memset(sums, 0, sizeof(float) * rows * width);
-        left = nullptr;
-        if constexpr (kInPlace) {
-            left = p.head_dim % kDepth == 0 ? q_row(0) : nullptr;
-            left_row = p.q_row;
-        }
-        if (!left) {
-            left_row = blocks.key_depth() * kDepth;
-            for (int r = 0; r < rows; ++r) {
-                const T* x = q_row(r);
-                for (int64_t d = 0; d < left_row; ++d) {
-                    from_float(d < p.head_dim ? to_float(x[d]) : 0.0f, q + r * left_row + d);
-                }
+        left_row = blocks.key_depth() * kDepth;
+        for (int r = 0; r < rows; ++r) {
+            const T* x = q_row(r);
+            for (int64_t d = 0; d < left_row; ++d) {
+                from_float(d < p.head_dim ? to_float(x[d]) : 0.0f, left + r * left_row + d);
             }
-            left = q;
         }
     }
 
@@ -117,7 +109,7 @@ class TargetTask {
         for_blocks(chunk, [&](int64_t at, int n, int count, int low, int high) {
             multiply_units<T>(left + low * left_row, left_row, high - low, blocks.keys(at, count),
                               kBlockKeys, blocks.key_depth(), kBlockKeys,
-                              scores + low * kChunkKeys + n, kChunkKeys, false, scale);
+                              scores + low * kScoreRow + n, kScoreRow, false, scale);
         });
         const int64_t keys = last_key - chunk < kChunkKeys ? last_key - chunk : kChunkKeys;
         const auto within = [&](int64_t position) {
@@ -127,7 +119,7 @@ class TargetTask {
         for (int r = 0; r < rows; ++r) {
             const int end = within(span[r].end), context = within(s.context);
             const int begin = within(span[r].begin) < context ? context : within(span[r].begin);
-            part[r] = soften(scores + r * kChunkKeys, weights(r), end, context, begin,
+            part[r] = soften(scores + r * kScoreRow, weights(r), end, context, begin,
                              static_cast<int>(keys));
         }
         memset(part_sums, 0, sizeof(float) * rows * width);
@@ -326,11 +318,10 @@ class TargetTask {
     Span span[kRows];
     Part part[kRows];
     float peak[kRows], weight[kRows];
-    const Left* left = nullptr;
     int64_t left_row = 0;
     KeyBlocks<T> blocks;
-    alignas(64) Left q[kRows * kMaxDim];
-    alignas(64) float scores[kRows * kChunkKeys];  // [rows][512], then weights
+    alignas(64) Left left[kRows * kMaxDim];        // q, as products take it
+    alignas(64) float scores[kRows * kScoreRow];   // [rows][512], then weights
     alignas(64) float part_sums[kRows * kMaxDim];  // [rows][width]
     alignas(64) float sums[kRows * kMaxDim];
     alignas(64) Unit seen[kBlockKeys * kMaxDim / kDepth];

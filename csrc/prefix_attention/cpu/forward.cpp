@@ -1,5 +1,5 @@
 #include "common/cpu/attention_forward.h"
-#include "prefix_attention/prefix_attention.h"
+#include "common/prefix_attention.h"
 
 namespace pylum::prefix_attention::PYLUM_ISA {
 

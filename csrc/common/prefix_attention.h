@@ -8,4 +8,7 @@ namespace pylum::prefix_attention {
 
 PYLUM_CPU_KERNEL_BF16(void forward(const AttentionInputs&))
 
+// On the ISA in use.
+void run(const AttentionInputs& p);
+
 }  // namespace pylum::prefix_attention
