@@ -76,8 +76,9 @@ static void forward_py(const Tensor& x, const Tensor& offsets, const Tensor& pos
         offsets, rows, history,
         {num_context, num_targets, group_offsets, visible, window, min_full});
     if (batch.num_targets() != rows) {
-        throw py::value_error("num_targets must count every row: the layer is for targets only, got " +
-                              std::to_string(batch.num_targets()) + " of " + std::to_string(rows));
+        throw py::value_error(
+            "num_targets must count every row: the layer is for targets only, got " +
+            std::to_string(batch.num_targets()) + " of " + std::to_string(rows));
     }
     AttentionInputs a =
         describe_inputs(q, k, v, false, 1.0 / std::sqrt(double(head_dim)), std::nullopt, 0.0);

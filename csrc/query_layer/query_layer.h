@@ -1,5 +1,5 @@
-// One transformer layer for rows that are all targets: few rows, so that the weights, read once, are
-// what it costs.
+// One transformer layer for rows that are all targets: few rows, so that the weights, read once,
+// are what it costs.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // Weights are read row by row as they lie, once for up to some tens of rows of x; depth stands in
 // the vector lanes. An element is the sum of one chain per lane, added up as a tree: it does not
-// depend on the number of rows. Bound by reading the weights, from about 30 rows on by multiply-adds.
+// depend on the number of rows. Bound by reading the weights, from about 30 rows on by
+// multiply-adds.
 #include <cmath>
 
 #include "common/cpu/units.h"
@@ -30,8 +31,7 @@ struct Depth<bfloat16> {
     static constexpr int kStep = 2 * kLanes;
     typedef __m512i Vector;
     static Vector load(const bfloat16* p, int n) {
-        return n == kStep ? _mm512_loadu_si512(p)
-                          : _mm512_maskz_loadu_epi16((1u << n) - 1u, p);
+        return n == kStep ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((1u << n) - 1u, p);
     }
     static vfloat add(vfloat sum, Vector a, Vector b) {
         return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
@@ -52,8 +52,8 @@ inline vfloat sums_of(vfloat (&rows)[kLanes]) {
     return rows[0];
 }
 
-// y[r][n] = sum over d of x[r][d] * w[n][d] for kCount rows of x and kWeightRows of w; rows past the
-// last ones repeat them.
+// y[r][n] = sum over d of x[r][d] * w[n][d] for kCount rows of x and kWeightRows of w; rows past
+// the last ones repeat them.
 template <typename T, int kCount>
 __attribute__((noinline)) void tile(const T* x, int64_t last_x, const T* w, int64_t last_w,
                                     int64_t depth, float* y, int64_t y_row) {
@@ -101,8 +101,7 @@ __attribute__((noinline)) void tile(const T* x, int64_t last_x, const T* w, int6
         vfloat group[kLanes];
 #pragma GCC unroll 16
         for (int l = 0; l < kLanes; ++l) {
-            group[l] =
-                i + l < kSums ? sum[(i + l) / kWeightRows][(i + l) % kWeightRows] : vfloat{};
+            group[l] = i + l < kSums ? sum[(i + l) / kWeightRows][(i + l) % kWeightRows] : vfloat{};
         }
         store(out + i, sums_of(group));
     }
@@ -145,8 +144,7 @@ void multiply(const T* x, const T* w, float* y, int64_t rows, int64_t depth, int
 template <typename F>
 void for_rows(const Params& p, const F& f) {
     parallel_for((p.rows + kRowChunk - 1) / kRowChunk, p.threads, [&](int64_t chunk) {
-        const int64_t end =
-            (chunk + 1) * kRowChunk < p.rows ? (chunk + 1) * kRowChunk : p.rows;
+        const int64_t end = (chunk + 1) * kRowChunk < p.rows ? (chunk + 1) * kRowChunk : p.rows;
         for (int64_t row = chunk * kRowChunk; row < end; ++row) {
             f(row);
         }
@@ -178,9 +176,8 @@ void turn(const Params& p, int64_t row) {
         const float* from = p.floats + (row * heads + head) * p.head_dim;
         T* to = static_cast<T*>(p.fused) + (row * heads + head) * p.head_dim;
         if (head >= p.heads + p.kv_heads) {
-            for_vectors(p.head_dim, [&](int64_t i, int n) {
-                store_lanes(to + i, load_lanes(from + i, n), n);
-            });
+            for_vectors(p.head_dim,
+                        [&](int64_t i, int n) { store_lanes(to + i, load_lanes(from + i, n), n); });
             continue;
         }
         for_vectors(half, [&](int64_t i, int n) {
@@ -196,9 +193,8 @@ template <typename T>
 void project_rows(const Params& p) {
     const T* x = static_cast<const T*>(p.x);
     T* h = static_cast<T*>(p.h);
-    for_rows(p, [&](int64_t row) {
-        norm(p, x + row * p.width, p.attention_norm, h + row * p.width);
-    });
+    for_rows(p,
+             [&](int64_t row) { norm(p, x + row * p.width, p.attention_norm, h + row * p.width); });
     multiply(h, static_cast<const T*>(p.qkv), p.floats, p.rows, p.width,
              (p.heads + 2 * p.kv_heads) * p.head_dim, p.threads);
     for_rows(p, [&](int64_t row) { turn<T>(p, row); });
