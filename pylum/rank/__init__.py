@@ -3,5 +3,6 @@
 from pylum.rank.as_of import impression_schema, impressions
 from pylum.rank.ranker import Ranker
 from pylum.rank.schema import Feature, Schema
+from pylum.rank.two_tower import TwoTower
 
-__all__ = ["Feature", "Ranker", "Schema", "impression_schema", "impressions"]
+__all__ = ["Feature", "Ranker", "Schema", "TwoTower", "impression_schema", "impressions"]

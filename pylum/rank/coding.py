@@ -80,7 +80,7 @@ class Coder:
                 vocabs[f.name] = vocab.copy()
                 for part in parts:
                     # A wrong type is named before columns are counted together.
-                    vocabs[f.name].rows(part, f.name)
+                    _rows(vocabs[f.name], part, f.name)
                 ids = pa.concat_arrays(_of_one_type(parts, f.name)).drop_null()
                 counts = pc.value_counts(ids)
                 often = pc.greater_equal(counts.field("counts"), min_count)
@@ -104,12 +104,10 @@ class Coder:
         ]
         categories, bags = {}, {}
         for f in self.schema.of("category"):
-            categories[f.name] = torch.from_numpy(
-                self.vocabs[f.table].rows(flat_ids(rows, f)[0], f.name)
-            )
+            categories[f.name] = _rows(self.vocabs[f.table], flat_ids(rows, f)[0], f.name)
         for f in self.schema.of("categories", "sequence"):
             ids, lengths = flat_ids(rows, f)
-            codes = torch.from_numpy(self.vocabs[f.table].rows(ids, f.name))
+            codes = _rows(self.vocabs[f.table], ids, f.name)
             bags[f.name] = Ragged(codes, lengths_to_offsets(torch.from_numpy(lengths)))
         sequences = [bags[f.name] for f in self.schema.of("sequence")]
         for f, bag in zip(self.schema.of("sequence"), sequences, strict=True):
@@ -234,6 +232,13 @@ def _numbers(rows: pa.Table, f: Feature) -> npt.NDArray[np.float64]:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise TypeError(f"{f.name!r} is a number, got {kind}")
     return column.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+
+
+def _rows(vocab: Vocab, ids: pa.Array, name: str) -> torch.Tensor:
+    """Rows of raw ids; nulls alone have no type that could be wrong."""
+    if ids.null_count == len(ids):
+        return torch.zeros(len(ids), dtype=torch.int64)
+    return torch.from_numpy(vocab.rows(ids, name))
 
 
 def _of_one_type(parts: list[pa.Array], name: str) -> list[pa.Array]:

@@ -173,35 +173,41 @@ class KnowledgeLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """ReLU layers to one logit; knowledge enters before the first ReLU.
+    """ReLU layers to one logit or a vector; knowledge enters before the first ReLU.
 
     Args:
         width: inputs.
         hidden: widths of the layers.
         known: inputs of knowledge; none where they are.
         dropout: of the hidden units.
+        out: width of the vector; 1: a logit.
     """
 
     def __init__(
-        self, width: int, hidden: tuple[int, ...], known: KnownSizes, dropout: float
+        self,
+        width: int,
+        hidden: tuple[int, ...],
+        known: KnownSizes,
+        dropout: float,
+        out: int = 1,
     ) -> None:
         super().__init__()
         self.first = nn.Linear(width, hidden[0])
         self.knowledge = KnowledgeLayer(known, hidden[0]) if known else None
         sizes = pairwise(hidden)
         self.rest = nn.ModuleList(nn.Linear(a, b) for a, b in sizes)
-        self.out = nn.Linear(hidden[-1], 1)
+        self.out = nn.Linear(hidden[-1], out)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, known: Known | None) -> torch.Tensor:
-        """``[B]`` logits of ``[B, width]``."""
+        """``[B]`` logits, or ``[B, out]``, of ``[B, width]``."""
         x = self.first(x)
         if self.knowledge is not None and known is not None:
             x = x + self.knowledge(known)
         x = self.dropout(x.relu())
         for layer in self.rest:
             x = self.dropout(layer(x).relu())
-        return self.out(x).squeeze(1)
+        return self.out(x).squeeze(1) if self.out.out_features == 1 else self.out(x)
 
 
 def mlp(width: int, hidden: tuple[int, ...]) -> nn.Sequential:

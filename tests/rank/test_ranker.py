@@ -119,6 +119,10 @@ def test_unseen_values_empty_histories_and_missing_numbers(name):
     # Two unknown values are one: the row of the unknown.
     other = changed(odd, "item", ["unheard of", None, "i3", "i4"])
     assert np.array_equal(ranker.predict(other), ranker.predict(odd))
+    for column in ("item", "brand", "price"):
+        nulls = changed(test, column, pa.nulls(4))
+        typed = changed(test, column, pa.nulls(4, test.schema.field(column).type))
+        assert np.array_equal(ranker.predict(nulls), ranker.predict(typed))
     # Trained on nothing but empty histories, it still learns the rest.
     rows = worlds.rows()
     none = {n: pa.array([[]] * len(rows), rows.schema.field(n).type) for n in empty}
