@@ -50,8 +50,37 @@ START: dict[str, Any] = {
 }
 MOVES: list[dict[str, Any]] = [
     {},
+    {"config": {"temperature": 0.07}},
     {"config": {"dropout": 0.3}},
+    {"config": {"layers": 1}},
+    {"run": {"lr": 1e-3}},
+    {"config": {"heads": 2}},
+    {"config": {"dropout": 0.3, "heads": 2}},
     {"config": {"dropout": 0.2}},
+    {"config": {"dropout": 0.3}, "run": {"batch_tokens": 4096}},
+    {"config": {"dropout": 0.3, "heads": 2, "temperature": 0.07}},
+    {"config": {"dropout": 0.3, "any_targets": True}},
+    {"config": {"dropout": 0.3}, "run": {"weight_decay": 0.3}},
+    {"config": {"dropout": 0.3, "heads": 4}},
+    {"config": {"dropout": 0.3, "initial_scale": 0.05}},
+    {"config": {"dropout": 0.2, "heads": 2}},
+    {"config": {"dropout": 0.2}, "run": {"weight_decay": 0.3}},
+    {"config": {"dropout": 0.2}, "run": {"batch_tokens": 4096}},
+    {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0}},
+    {"config": {"dropout": 0.1}, "run": {"weight_decay": 0.3}},
+    {"config": {"dropout": 0.2, "temperature": 0.07}, "run": {"weight_decay": 0.3}},
+    {"config": {"dropout": 0.2}, "run": {"weight_decay": 0.3, "batch_tokens": 4096}},
+    {"config": {"dropout": 0.2}, "run": {"weight_decay": 3.0}},
+    {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0, "batch_tokens": 4096}},
+    {"config": {"dropout": 0.2, "heads": 2}, "run": {"weight_decay": 1.0}},
+    {"config": {"dropout": 0.3}, "run": {"weight_decay": 1.0}},
+    {"config": {"dropout": 0.2, "width": 96}, "run": {"weight_decay": 1.0}},
+    {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0, "batch_tokens": 2048}},
+    {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0, "batch_tokens": 4096, "epochs": 45}},
+]
+# With query time: the settings of the best so far without.
+TIMED_MOVES: list[dict[str, Any]] = [
+    {"config": {"dropout": 0.2, "query_time": True}, "run": {"weight_decay": 1.0}},
 ]
 
 
@@ -138,9 +167,8 @@ def trial(settings: dict[str, Any], seed: int = 0) -> dict[str, Any]:
 
 def tune(name: str, budget: float) -> None:
     trials = recorded()["tuning"].get(name, {}).get("trials", [])
-    start = merged(START, {"config": {"query_time": True}}) if name == "lum_time" else START
-    for move in MOVES:
-        settings = merged(start, move)
+    for move in TIMED_MOVES if name == "lum_time" else MOVES:
+        settings = merged(START, move)
         if any(t["settings"] == settings for t in trials):
             continue
         if sum(t["cpu_seconds"] for t in trials) >= budget:
