@@ -33,8 +33,9 @@ libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1)
 SASREC = """
 import logging
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-from benchmarks.accuracy.peers_ml100k import START, VALID, Split, build
-split = Split(sys.argv[1], VALID)
+from benchmarks.accuracy.loo_split import TUNING_TARGETS
+from benchmarks.accuracy.peers_ml100k import START, Split, build
+split = Split(sys.argv[1], TUNING_TARGETS)
 model = build("sasrec", {**START, **SETTINGS}, 0)
 model.fit_partial(split.dataset, min_epochs=1, max_epochs=1)
 begin = clock()
