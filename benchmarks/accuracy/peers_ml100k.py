@@ -175,7 +175,7 @@ def run_trial(name: str, settings: dict, split: Split, deadline: float) -> dict:
         begun = time.process_time()
         model.fit_partial(split.dataset, min_epochs=EVAL_EVERY, max_epochs=EVAL_EVERY)
         train_seconds += time.process_time() - begun
-        curve.append({"epoch": epoch} | metrics(split.ranks(model)))
+        curve.append({"epoch": epoch} | metrics(split.ranks(model)[0]))
         print("  ", curve[-1], flush=True)
         best = max(curve, key=lambda point: point["NDCG@10"])
         if epoch - best["epoch"] >= PATIENCE * EVAL_EVERY or time.process_time() > deadline:

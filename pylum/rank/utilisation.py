@@ -40,6 +40,8 @@ class Joined:
 def join(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> Joined:
     """The latest moment of each row's user that is not after the row, and its item's vector.
 
+    A moment of NaN, as a log of reads has them, says that nothing was known then.
+
     Raises:
         ValueError: the rows lack a column.
         TypeError: users or items are of another type than those of the knowledge.
@@ -49,7 +51,9 @@ def join(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> Joined:
     moments = knowledge.rows(users, times)
     items = knowledge.item_rows(pick(rows, schema.item, "rows"))
     own = None if schema.condition is None else _own(knowledge, rows, schema.condition)
-    return Joined(torch.from_numpy(moments), torch.from_numpy(items), own)
+    place = torch.from_numpy(moments)
+    nothing = knowledge.vectors[place.clamp_min(0), 0, 0].isnan() if len(knowledge) else place < 0
+    return Joined(place.masked_fill(nothing, -1), torch.from_numpy(items), own)
 
 
 def matching(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> torch.Tensor:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pylum import KnowledgeCache, generate, query
+from pylum import KnowledgeCache, Ranker, generate, query
+from pylum.rank import Feature, Schema
 from pylum.serving import RedisStore, SqliteStore, read_log
 from pylum.serving.entry import HEADER, key_of, pack, prefix_of, unpack
 from tests.serving.worlds import SCENES, history, model
@@ -313,3 +314,31 @@ def test_fields_are_asked_by_name():
     cache.refresh(model(), {"u1": HISTORIES["u1"]})
     wanted = generate(model(), {"u1": HISTORIES["u1"]}, asked, k=0, query_time=int(NOW))
     torch.testing.assert_close(cache.read(["u1"]).vectors[0], wanted.embeddings, rtol=0, atol=0)
+
+
+def test_a_ranker_trains_from_the_log(offline, tmp_path):
+    clock = Clock()
+    rng = np.random.default_rng(0)
+    rows = {"user": [], "item": [], "time": [], "label": []}
+    with KnowledgeCache(offline, log=tmp_path, max_age=60, clock=clock) as cache:
+        for step in range(60):
+            clock.now = NOW + 100 * step
+            users = ["u0", "u2"]
+            if step % 2:
+                cache.refresh(model(), HISTORIES, ASK)
+            cache.read(users)
+            rows["user"] += users
+            rows["item"] += rng.choice(offline.items, 2).tolist()
+            rows["time"] += [int(clock.now)] * 2
+            rows["label"] += (rng.random(2) < 0.4).tolist()
+        assert cache.stats["missing"] == 30
+    logged = read_log(tmp_path, offline)
+    schema = Schema((Feature("user"), Feature("item")))
+    fitted = Ranker("dlrm", schema, logged, epochs=1).fit(rows)
+    # u2 had nothing at even steps: there the ranker reads what it reads where no moment exists.
+    absent = dataclasses.replace(logged, users=["x" if u == "u2" else u for u in logged.users])
+    even = {name: values[1::4] for name, values in rows.items()}
+    both = [fitted.predict(even, knowledge=each) for each in (logged, absent)]
+    np.testing.assert_array_equal(*both)
+    odd = {name: values[3::4] for name, values in rows.items()}
+    assert not np.array_equal(*(fitted.predict(odd, knowledge=k) for k in (logged, absent)))
