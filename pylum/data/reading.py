@@ -22,6 +22,7 @@ from pylum.data.spool import Spool, group_by_user
 from pylum.data.tables import Columns, pick
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
+from pylum.progress import counted
 
 BATCH_ROWS = 1 << 17
 SAMPLE_ROWS = 1024  # looked at for the width of vectors
@@ -89,10 +90,15 @@ def parquet_batches(path: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
     Raises:
         ValueError: there is no such file.
     """
-    for file in parquet_files(path):
-        # Row groups are decoded as they are read, not held whole.
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16) as reader:
-            yield from reader.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
+    files = parquet_files(path)
+    total = sum(pq.read_metadata(file).num_rows for file in files)
+    with counted("reading", "behaviours", total) as count:
+        for file in files:
+            # Row groups are decoded as they are read, not held whole.
+            with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16) as reader:
+                for batch in reader.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+                    yield batch
+                    count(batch.num_rows)
 
 
 def parquet_sample(path: Any) -> pa.RecordBatch | pa.Table:

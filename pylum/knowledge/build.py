@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pylum.cache.digest import event_bytes
 from pylum.conditions import Conditions, normalise
@@ -27,6 +23,7 @@ from pylum.knowledge import store
 from pylum.knowledge.as_of import Moments, moments, visible_before
 from pylum.knowledge.knowledge import Knowledge
 from pylum.model import LUM
+from pylum.progress import counted
 
 PART_QUESTIONS = 1 << 18  # answers of a file, at least
 
@@ -114,7 +111,7 @@ def query(
     steps = plan(model, questions, batch_tokens)
     if out is None:
         vectors = torch.empty(len(when), count, model.dim, dtype=vectors.dtype)
-        with _progress(len(questions)) as advance:
+        with counted("querying", "answers", len(questions)) as advance:
             for index, answers in answer_prefixes(model, events, questions, steps):
                 vectors.view(-1, model.dim)[index] = answers.to(vectors.dtype)
                 advance(len(index))
@@ -145,7 +142,7 @@ def _written(
     count, dtype = len(knowledge.conditions), knowledge.vectors.dtype
     bounds = steps.questions[torch.tensor(steps.passes)]
     parts = spans(bounds.diff(), PART_QUESTIONS)
-    with _progress(len(questions)) as advance:
+    with counted("querying", "answers", len(questions)) as advance:
         for number, (first, last) in enumerate(pairwise(parts)):
             total = int(bounds[last] - bounds[first])
             path = folder / store.part_name(number)
@@ -199,20 +196,3 @@ def _digest(events: Events, questions: PrefixQuestions, names: list[Any]) -> str
     for column in columns + ([] if questions.times is None else [questions.times]):
         digest.update(column.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error where somebody sees it."""
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("querying"),
-        BarColumn(),
-        TextColumn("{task.completed:,} answers"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.advance(task, done)
