@@ -21,6 +21,9 @@ void register_op(py::module_& m);
 namespace query_layer {
 void register_op(py::module_& m);
 }
+namespace dot_interaction {
+void register_op(py::module_& m);
+}
 namespace embedding_bag {
 void register_op(py::module_& m);
 }
@@ -78,6 +81,7 @@ PYBIND11_MODULE(_C, m) {
     pylum::attention::register_op(m);
     pylum::prefix_attention::register_op(m);
     pylum::query_layer::register_op(m);
+    pylum::dot_interaction::register_op(m);
     pylum::embedding_bag::register_op(m);
     pylum::embedding_sequence::register_op(m);
     pylum::row_wise::register_op(m);

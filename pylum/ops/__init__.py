@@ -3,6 +3,7 @@
 from pylum.ops.append_pages import append_pages
 from pylum.ops.attention import attention
 from pylum.ops.bias import RelativeBias, log_thresholds
+from pylum.ops.dot_interaction import dot_interaction
 from pylum.ops.embedding_bag import embedding_bag
 from pylum.ops.embedding_sequence import embedding_sequence
 from pylum.ops.linear import linear
@@ -25,6 +26,7 @@ __all__ = [
     "RowUse",
     "append_pages",
     "attention",
+    "dot_interaction",
     "embedding_bag",
     "embedding_sequence",
     "gather_pages",

@@ -5,26 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pylum import ops
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
 from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes, mlp
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
-
-
-def dot_interaction(vectors: torch.Tensor) -> torch.Tensor:
-    """Dot products of all pairs of different vectors of a row.
-
-    Args:
-        vectors: ``[B, F, dim]``.
-
-    Returns:
-        ``[B, F (F - 1) / 2]``: the strict lower triangle, row by row.
-    """
-    count = vectors.shape[1]
-    products = vectors @ vectors.transpose(1, 2)
-    row, column = torch.tril_indices(count, count, -1)
-    return products[:, row, column]
 
 
 class DLRM(nn.Module):
@@ -58,5 +44,5 @@ class DLRM(nn.Module):
         if self.bottom is not None:
             dense = [self.bottom(read.numbers)]
             vectors.insert(0, dense[0][:, None])
-        x = torch.cat([*dense, dot_interaction(torch.cat(vectors, 1))], 1)
+        x = torch.cat([*dense, ops.dot_interaction(torch.cat(vectors, 1))], 1)
         return (self.top(x, known),)

@@ -2,6 +2,7 @@
 
 from pylum.reference.append_pages import append_pages
 from pylum.reference.attention import attention
+from pylum.reference.dot_interaction import dot_interaction
 from pylum.reference.embedding_bag import embedding_bag
 from pylum.reference.embedding_sequence import embedding_sequence
 from pylum.reference.linear import linear
@@ -17,6 +18,7 @@ from pylum.reference.topk import topk
 __all__ = [
     "append_pages",
     "attention",
+    "dot_interaction",
     "embedding_bag",
     "embedding_sequence",
     "linear",

@@ -10,7 +10,6 @@ from pylum.ragged import Ragged, lengths_to_offsets
 from pylum.rank import Feature, Ranker, Schema
 from pylum.rank.coding import QUANTILES, Coded, quantile, quantile_bounds
 from pylum.rank.din import ActivationUnit
-from pylum.rank.dlrm import dot_interaction
 from pylum.rank.ftrl import FTRL
 from pylum.rank.settings import Settings
 from pylum.rank.training import build
@@ -69,15 +68,6 @@ def test_quantiles_by_hand():
     constant = quantile_bounds(np.full(10, 3.0))
     assert quantile(np.array([2.0, 3.0, 4.0]), constant).tolist() == [0, 0.5, 1]
     assert quantile(np.array([1.0]), quantile_bounds(np.array([np.nan]))).tolist() == [1]
-
-
-def test_dot_interaction_against_a_loop():
-    vectors = torch.randn(5, 4, 3)
-    found = dot_interaction(vectors)
-    expected = [[float(row[i] @ row[j]) for i in range(4) for j in range(i)] for row in vectors]
-    torch.testing.assert_close(found, torch.tensor(expected))
-    assert dot_interaction(vectors[:0]).shape == (0, 6)
-    assert dot_interaction(vectors[:, :1]).shape == (5, 0)
 
 
 def test_activation_unit_against_a_loop():
