@@ -16,7 +16,8 @@ struct Rows {
 
 // Order: higher score first, equal scores by lower item row; a NaN score is never selected.
 // Slots past the last selectable item hold row -1 and score -infinity.
-// A score is one chain of float32 multiply-adds over dim, whatever else is asked in the call.
+// A score is one chain of float32 multiply-adds over dim, or over pairs of bfloat16, whatever else
+// is asked in the call.
 struct Params {
     const void* queries;  // [num_queries, dim], rows queries_stride apart
     const void* items;    // [num_items, dim], rows items_stride apart
@@ -44,7 +45,7 @@ struct Layout {
     int64_t width = 0;       // dim rounded up to 16
     int64_t workers = 0;     // at most threads
     int64_t chunk = 0;       // queries selected at once
-    int64_t queries = 0;     // [max(chunk, workers), width] float32
+    int64_t queries = 0;     // [max(chunk, workers), width] float32, or pairs of bfloat16
     int64_t panels = 0;      // [workers, dim, 64] float32: items transposed
     int64_t selections = 0;  // [workers, chunk] of kSelectionBytes
     int64_t keys = 0;        // [workers, chunk, capacity_for(k)] int64
@@ -73,6 +74,6 @@ struct Layout {
 
 }  // namespace
 
-PYLUM_CPU_KERNEL(void forward(const Params&))
+PYLUM_CPU_KERNEL_BF16(void forward(const Params&))
 
 }  // namespace pylum::topk

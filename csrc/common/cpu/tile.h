@@ -53,6 +53,31 @@ struct Tile {
         }
     }
 
+#ifdef __AVX512BF16__
+    // The same where elements are pairs of bfloat16 of consecutive depth.
+    __attribute__((always_inline)) void multiply_pairs(const uint32_t* a, int64_t a_row,
+                                                       const float* b, int64_t b_step,
+                                                       int64_t depth) {
+        for (int64_t i = 0; i < depth; ++i) {
+            __m512bh columns[kVectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+                columns[v] = (__m512bh)load(b + v * kLanes);
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < kRows; ++r) {
+                const __m512bh x = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[r * a_row]));
+#pragma GCC unroll 4
+                for (int v = 0; v < kVectors; ++v) {
+                    at[r][v] = (vfloat)_mm512_dpbf16_ps((__m512)at[r][v], x, columns[v]);
+                }
+            }
+            a += 1;
+            b += b_step;
+        }
+    }
+#endif
+
     // c[r * c_row + :] = at[r][:]
     __attribute__((always_inline)) void copy_to(float* c, int64_t c_row) const {
 #pragma GCC unroll 6
@@ -141,6 +166,18 @@ inline void pack_panel(const Row& row, int64_t count, int64_t dim, float* panel)
                 panel[i * kPanel + l] = l < count ? to_float(row(l)[i]) : 0;
             }
         }
+    }
+}
+
+// Rows of bfloat16 in pairs: panel[i * kPanel + j] = row j, elements 2 i and 2 i + 1; the last
+// element of an odd dim is paired with zero.
+template <typename Row>
+inline void pack_pairs(const Row& row, int64_t count, int64_t dim, float* panel) {
+    pack_panel([&](int64_t j) { return reinterpret_cast<const float*>(row(j)); }, count, dim / 2,
+               panel);
+    for (int64_t j = 0; dim % 2 == 1 && j < kPanel; ++j) {
+        const uint32_t last = j < count ? row(j)[dim - 1].bits : 0u;
+        memcpy(panel + dim / 2 * kPanel + j, &last, 4);
     }
 }
 

@@ -1,7 +1,8 @@
 // A unit is a block of queries by a range of items. Its items are read once, 64 at a time, into a
 // transposed panel; a register tile of 6 queries by the panel is scored, compared with each query's
 // threshold, and only what passes is looked at one by one. Bound by 2 * queries * items * dim
-// flops; for few queries by reading the items.
+// flops; for few queries by reading the items. On AVX512-BF16 only bfloat16 comes here, and queries
+// and panels hold pairs of elements.
 #include <string.h>
 
 #include "common/cpu/tile.h"
@@ -63,6 +64,16 @@ struct Worker {
         }
     }
 
+    template <int kRows>
+    void product(Tile<kRows, kTileVectors>& tile, const float* x, const float* columns) const {
+#ifdef __AVX512BF16__
+        tile.multiply_pairs(reinterpret_cast<const uint32_t*>(x), at.width, columns, kPanel,
+                            (p.dim + 1) / 2);
+#else
+        tile.multiply(x, at.width, 1, columns, kPanel, p.dim);
+#endif
+    }
+
     // Scores kRows queries with the panel's count items.
     template <int kRows, typename Row>
     void score(int64_t q, const float* x, int64_t count, const Row& row) const {
@@ -70,7 +81,7 @@ struct Worker {
         for (int64_t j = 0; j < kPanel; j += kTileColumns) {
             Tile<kRows, kTileVectors> tile;
             tile.clear();
-            tile.multiply(x, at.width, 1, panel + j, kPanel, p.dim);
+            product(tile, x, panel + j);
             tile.copy_to(scores[0] + j, kPanel);
         }
         const uint64_t there = ~uint64_t{0} >> (kPanel - count);
@@ -92,7 +103,12 @@ struct Worker {
     template <typename Row>
     void score_panel(int64_t begin, int64_t end, const float* x, int64_t count,
                      const Row& row) const {
-        pack_panel([&](int64_t j) { return item(row(j)); }, count, p.dim, panel);
+        const auto at_column = [&](int64_t j) { return item(row(j)); };
+#ifdef __AVX512BF16__
+        pack_pairs(at_column, count, p.dim, panel);
+#else
+        pack_panel(at_column, count, p.dim, panel);
+#endif
         int64_t q = begin;
         for (; q + 6 <= end; q += 6) {
             score<6>(q, x + q * at.width, count, row);
@@ -109,10 +125,15 @@ struct Worker {
 template <typename T>
 void pack_query(const Params& p, const Layout& at, int64_t query, float* x) {
     const T* from = static_cast<const T*>(p.queries) + query * p.queries_stride;
+#ifdef __AVX512BF16__
+    memset(x, 0, at.width * sizeof(float));
+    memcpy(x, from, p.dim * sizeof(T));
+#else
     for (int64_t i = 0; i < p.dim; ++i) {
         x[i] = to_float(from[i]);
     }
     memset(x + p.dim, 0, (at.width - p.dim) * sizeof(float));
+#endif
 }
 
 // All items for the queries [first, first + count).
@@ -194,9 +215,15 @@ void run(const Params& p) {
 }  // namespace
 
 void forward(const Params& p) {
-    if (p.k > 0) {
-        p.dtype == DType::kFloat32 ? run<float>(p) : run<bfloat16>(p);
+    if (p.k == 0) {
+        return;
     }
+#ifndef __AVX512BF16__
+    if (p.dtype == DType::kFloat32) {
+        return run<float>(p);
+    }
+#endif
+    run<bfloat16>(p);
 }
 
 }  // namespace pylum::topk::PYLUM_ISA
