@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from pylum.cli import ask, train
+from pylum.cli import ask, bench, train
 from pylum.cli.demo import demo
 from pylum.cli.evaluate import evaluate
 from pylum.cli.scaling import scaling
@@ -38,6 +38,7 @@ app.command()(train.pretrain)
 app.command()(ask.generate)
 app.command()(ask.query)
 app.command()(evaluate)
+app.add_typer(bench.app, name="bench")
 app.command()(scaling)
 
 

@@ -101,3 +101,14 @@ def test_wrong_input_is_a_message(monkeypatch, capsys, events, arguments, code, 
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_bench_measures_rows_beside_peers_and_ceilings(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "rows.json"
+    arguments = ("--only", "group query", "--rows", 1, "--seconds", 0, "--json", path)
+    assert run(monkeypatch, "bench", "cpu", *arguments) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert "N 1 on 512 tokens" in row["case"] and "N 1 on 512 tokens" in capsys.readouterr().out
+    ours, peer = row["ms"]["pylum"][1], row["ms"][row["peer"]][1]
+    assert row["ratio"] == pytest.approx(peer / ours, rel=0.01)
+    assert row["share"] > 0 and row["runs"] >= 5

@@ -1,0 +1,56 @@
+"""One row of a benchmark table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Entry:
+    """An op at one size, its peers and its cost.
+
+    Args:
+        op: row of the table.
+        case: the size.
+        goal: wanted ratio to the fastest peer; None: only the share of the ceiling is shown.
+        ours: one call.
+        peers: calls of others that compute the same.
+        flops, bytes: of one call, by the op's formula; 0: does not bound it.
+        dtype: of the matrix products.
+    """
+
+    op: str
+    case: str
+    goal: float | None
+    ours: Callable[[], Any]
+    peers: dict[str, Callable[[], Any]]
+    flops: float
+    bytes: float
+    dtype: torch.dtype
+
+
+def name(dtype: torch.dtype) -> str:
+    """``float32``, ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def training(call: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> Callable[[], Any]:
+    """Forward and backward, gradients of all tensors."""
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    with torch.no_grad():
+        dout = torch.randn_like(call(*leaves))
+    return lambda: torch.autograd.grad(call(*leaves), leaves, dout)
+
+
+def inference(call: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> Callable[[], Any]:
+    """Forward only."""
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        return call(*tensors)
+
+    return run

@@ -1,0 +1,152 @@
+"""Rows of embedding tables, losses over items and retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from pylum import ops
+from pylum.bench.entry import Entry, name
+
+LOOKUPS, ROWS, DIM = 81_920, 1_000_000, 64
+TEMPERATURE = 0.05
+
+
+def entries() -> Iterator[Callable[[], Entry]]:
+    """Makers of rows; tensors are allocated when a row is made."""
+    yield partial(gather, torch.float32)
+    yield partial(gather, torch.bfloat16)
+    for law in ("uniform", "Zipf"):
+        for rule in ("Adagrad", "AdamW"):
+            yield partial(optimiser, rule, law)
+    for dtype, goal in ((torch.bfloat16, 4.0), (torch.float32, 2.0)):
+        for batch in (4096, 8192):
+            yield partial(loss, dtype, batch, goal)
+    for dtype, goal in ((torch.bfloat16, 8.0), (torch.float32, 4.0)):
+        yield partial(retrieval, dtype, goal)
+
+
+def gather(dtype: torch.dtype) -> Entry:
+    table, positions = torch.randn(ROWS, DIM), torch.randn(4096, DIM)
+    rows, place = torch.randint(ROWS, (LOOKUPS,)), torch.arange(LOOKUPS) % 4096
+    return Entry(
+        "embedding sequence gather",
+        f"{LOOKUPS:,} rows of {ROWS:,} x {DIM} + position, to {name(dtype)}",
+        1.5,
+        lambda: ops.embedding_sequence([table], [rows], positions=(positions, place), dtype=dtype),
+        {"F.embedding + add + cast": lambda: (
+            (F.embedding(rows, table) + F.embedding(place, positions)).to(dtype)
+        )},
+        0,
+        float(LOOKUPS * (DIM * (4 + 4 + dtype.itemsize) + 16)),
+        dtype,
+    )  # fmt: skip
+
+
+def lookups(law: str) -> torch.Tensor:
+    """Rows drawn uniformly, or by Zipf's law with exponent 1.05 in random order of popularity."""
+    if law == "uniform":
+        return torch.randint(ROWS, (LOOKUPS,))
+    weights = torch.arange(1, ROWS + 1).double().pow(-1.05).cumsum(0)
+    ranks = torch.searchsorted(weights / weights[-1], torch.rand(LOOKUPS).double())
+    return torch.randperm(ROWS)[ranks.clamp_max(ROWS - 1)]
+
+
+def optimiser(rule: str, law: str) -> Entry:
+    """A whole step of a table: gather, gradient, update."""
+    rows = lookups(law)
+    table, moment, state = torch.randn(ROWS, DIM), torch.zeros(ROWS, DIM), torch.zeros(ROWS)
+    parameter = torch.nn.Parameter(table.clone())
+    dout = torch.randn(LOOKUPS, DIM)
+    make: Any = torch.optim.Adagrad if rule == "Adagrad" else torch.optim.SparseAdam
+    sparse = make([parameter], lr=0.01)
+
+    def ours() -> None:
+        leaf = ops.embedding_sequence([table], [rows]).requires_grad_()
+        leaf.backward(dout)
+        assert leaf.grad is not None
+        uses = [ops.RowUse(rows, leaf.grad)]
+        if rule == "Adagrad":
+            ops.row_wise_adagrad_(table, state, uses, lr=0.01)
+        else:
+            ops.row_wise_adamw_(table, moment, state, uses, lr=0.01, step=5)
+
+    def torch_sparse() -> None:
+        F.embedding(rows, parameter, sparse=True).backward(dout)
+        sparse.step()
+        parameter.grad = None
+
+    touched = len(rows.unique())
+    passes = 2 if rule == "Adagrad" else 4
+    return Entry(
+        f"row-wise {rule} step",
+        f"{LOOKUPS:,} lookups in {ROWS:,} x {DIM}, {law}, {touched:,} touched",
+        10.0,
+        ours,
+        {"torch sparse": torch_sparse},
+        0,
+        # The rows out, their gradients in twice (autograd's copy), then the touched rows.
+        4.0 * DIM * (4 * LOOKUPS + passes * touched),
+        torch.float32,
+    )
+
+
+def loss(dtype: torch.dtype, batch: int, goal: float) -> Entry:
+    """In-batch: every item of the batch is a candidate."""
+    queries, items = (
+        F.normalize(torch.randn(batch, 128), dim=1).to(dtype).requires_grad_() for _ in range(2)
+    )
+    targets = torch.arange(batch)
+
+    def formula(queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy((queries @ items.T / TEMPERATURE).float(), targets)
+
+    def step(call: Callable[..., torch.Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            queries.grad = items.grad = None
+            call(queries, items).backward()
+
+        return run
+
+    compiled = torch.compile(formula, dynamic=False)
+    return Entry(
+        "sampled softmax, forward + backward",
+        f"B {batch:,}, d 128, {name(dtype)}",
+        goal,
+        step(lambda q, i: ops.sampled_softmax(q, i, targets, temperature=TEMPERATURE)),
+        {"torch": step(formula), "torch.compile": step(compiled)},
+        6.0 * batch * batch * 128,
+        0,
+        dtype,
+    )
+
+
+def retrieval(dtype: torch.dtype, goal: float) -> Entry:
+    queries, items = torch.randn(256, DIM).to(dtype), torch.randn(ROWS, DIM).to(dtype)
+    peers: dict[str, Callable[[], Any]] = {"torch": lambda: (queries @ items.T).topk(100)}
+    try:
+        import faiss
+    except ImportError:
+        pass
+    else:
+        if dtype == torch.float32:
+            faiss.omp_set_num_threads(torch.get_num_threads())
+            # With its own threshold faiss may score without a matrix product.
+            faiss.cvar.distance_compute_blas_threshold = 1
+            index = faiss.IndexFlatIP(DIM)
+            index.add(items.numpy())
+            peers["faiss"] = lambda: index.search(queries.numpy(), 100)
+    return Entry(
+        "top-k",
+        f"256 x {ROWS:,} x {DIM}, k 100, {name(dtype)}",
+        goal,
+        lambda: ops.topk(queries, items, 100),
+        peers,
+        2.0 * 256 * ROWS * DIM,
+        float(items.nbytes),
+        dtype,
+    )

@@ -1,0 +1,45 @@
+"""``pylum bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Kernels beside their fastest peers on this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Kernels beside their fastest peers on this machine."""
+
+
+@app.command()
+def cpu(
+    only: Annotated[str, typer.Option(help="Rows whose op or case contains this.")] = "",
+    seconds: Annotated[float, typer.Option(help="Of each contestant, at least 5 calls.")] = 1.0,
+    threads: Annotated[int, typer.Option(help="Of all contestants.")] = 1,
+    rows: Annotated[int | None, typer.Option(help="At most; none: all.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+) -> None:
+    """CPU kernels beside the fastest peer, with the ratio wanted and the share of the ceiling.
+
+    Ratios come from contestants called in turn; * marks a goal that was missed. The share is that
+    of torch's matrix product, or of reading the op's bytes, measured in the same turns.
+
+    Example: [bold]pylum bench cpu --only "group query" --json results.json[/bold]
+    """
+    import torch
+
+    from pylum.bench.cpu import table
+    from pylum.bench.harness import save
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        measured = table(only, seconds, rows)
+        if json is not None:
+            save(json, measured)
+    finally:
+        torch.set_num_threads(before)
