@@ -1,4 +1,7 @@
 # The ops and their kernels; also read by tests/cuda_emulator.
+set(PYLUM_COMMON_CUDA device.cu attention_batch.cu attention_forward_float32.cu
+                      attention_forward_bfloat16.cu attention_forward_float16.cu)
+list(TRANSFORM PYLUM_COMMON_CUDA PREPEND csrc/common/cuda/)
 pylum_add_op(append_pages CPU base.cpp)
 pylum_add_op(attention CPU forward.cpp backward.cpp BF16 forward.cpp)
 pylum_add_op(prefix_attention CPU forward.cpp BF16 forward.cpp)

@@ -51,6 +51,8 @@ struct Scheduler {
     std::string failure;
     unsigned char* stacks = nullptr;
     size_t stacks_bytes = 0;
+    int barriers = 0;  // opened by the block
+    bool predicates[2] = {};
 };
 
 Scheduler s;
@@ -189,6 +191,8 @@ bool release() {
     for (Fiber& f : s.fibers) {
         f.state = f.state == State::kBarrier ? State::kReady : f.state;
     }
+    ++s.barriers;
+    s.predicates[s.barriers % 2] = false;
     next_block_epoch();
     return true;
 }
@@ -272,6 +276,14 @@ void block_barrier(const Place& place) {
     f.state = State::kBarrier;
     f.place = place;
     leave();
+}
+
+bool block_or(bool predicate, const Place& place) {
+    // Barriers take the two slots in turn; the one that opens a slot's barrier clears the other.
+    const int slot = s.barriers % 2;
+    s.predicates[slot] = s.predicates[slot] || predicate;
+    block_barrier(place);
+    return s.predicates[slot];
 }
 
 void warp_operation(unsigned mask, WarpOperation run, void* argument, const Place& place) {

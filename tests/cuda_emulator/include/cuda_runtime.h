@@ -85,6 +85,9 @@ using std::min;
 inline void __syncthreads(emulator::Place place = emulator::Place::current()) {
     emulator::block_barrier(place);
 }
+inline int __syncthreads_or(int predicate, emulator::Place place = emulator::Place::current()) {
+    return emulator::block_or(predicate != 0, place);
+}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 

@@ -39,6 +39,7 @@ extern bool backwards;
 
 // All threads of the block that have not ended.
 void block_barrier(const Place& place);
+bool block_or(bool predicate, const Place& place);
 
 // One operation of the lanes in `mask`, done by the last to come: run(arguments) with the 32
 // arguments, null for lanes outside. Lanes must come from the same line with the same mask.

@@ -1,0 +1,50 @@
+// Attention on CUDA: what the kernels read, and their launchers.
+#pragma once
+
+#include "common/attention_inputs.h"
+#include "common/execution.h"
+
+namespace pylum::cuda {
+
+// A ragged batch as it stands on the device, and what prepare_batch() makes of it.
+struct DeviceBatch {
+    const int64_t* offsets;        // [batch + 1] rows of q
+    const int64_t* lengths;        // [batch] tokens in the pages; null without pages
+    const int64_t* num_context;    // [batch] or null: none
+    const int64_t* num_targets;    // [batch] or null: none
+    const int64_t* group_offsets;  // [groups + 1] or null: every target alone
+    const int64_t* visible;        // [visible_targets] history tokens or null: all
+    int64_t batch, rows, groups;
+    int64_t key_targets;      // rows of k and v where they hold targets only; -1 where all rows
+    int64_t visible_targets;  // entries of visible
+    int64_t table_width;      // pages a row of the table names
+    Sequence* sequences;      // [batch]
+    int64_t* history_tiles;   // [batch + 1] cumulative tiles of history rows
+    int64_t* target_tiles;    // [batch + 1] of target rows
+    int64_t* broken;          // [1] the description contradicts itself: every row becomes NaN
+};
+
+struct AttentionParams {
+    AttentionInputs in;  // sections and the tensors of in.batch are unused
+    DeviceBatch batch;
+    int64_t num_pages;
+    float* parts;     // [chunks, targets, heads, value_dim + 2] sums of the targets' chunks
+    int64_t targets;  // at most; from shapes
+    int64_t chunks;   // 1: one block takes a tile through all chunks; else each has its own
+    int32_t* errors;
+};
+
+// Rows of a tile.
+int tile_rows(DType dtype, int64_t dim);
+// Upper bounds from shapes alone.
+int64_t history_tiles_bound(const DeviceBatch& batch, int rows);
+int64_t target_tiles_bound(const DeviceBatch& batch, int rows);
+
+void launch_prepare_batch(const AttentionParams& p, int rows, CUstream_st* stream);
+void launch_attention_forward(const AttentionParams& p, CUstream_st* stream);
+// Of one dtype: each is a file of its own, so that they compile side by side.
+void launch_forward_float32(const AttentionParams& p, CUstream_st* stream);
+void launch_forward_bfloat16(const AttentionParams& p, CUstream_st* stream);
+void launch_forward_float16(const AttentionParams& p, CUstream_st* stream);
+
+}  // namespace pylum::cuda

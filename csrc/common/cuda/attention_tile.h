@@ -1,0 +1,214 @@
+// Tiles of rows in shared memory and their products on the matrix unit, one warp per 16 rows.
+//
+// A warp holds a [16, n] product as n / 8 fragments of 4 floats: lane l has columns 2 t, 2 t + 1 of
+// row g and then of row g + 8, for g = l / 4 and t = l % 4.
+#pragma once
+
+#include "common/cuda/numeric.h"
+#include "common/cuda/ptx.h"
+#include "common/sequence.h"
+
+namespace pylum::cuda {
+
+// 16-byte chunks of a row are permuted by the row's number, so that eight rows of a column of
+// chunks lie in different banks.
+template <typename T, int kDim>
+__device__ __forceinline__ int tile_place(int row, int column) {
+    const int chunk = (column / kPack<T>)^(row & 7);
+    return row * kDim + chunk * kPack<T> + column % kPack<T>;
+}
+
+// A tile whose rows are not aligned to 16 bytes, element by element.
+template <typename T, int kDim, int kRows, int kThreads>
+__device__ __forceinline__ void load_tile_narrow(T* to, const T* from, int64_t stride, int rows,
+                                              int dim) {
+    constexpr int kChunks = kDim / kPack<T>;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
+        const int row = i / kChunks, column = i % kChunks * kPack<T>;
+        Pack<T, kPack<T>> x;
+#pragma unroll
+        for (int e = 0; e < kPack<T>; ++e) {
+            const bool inside = row < rows && column + e < dim;
+            x.at[e] = !from    ? from_float<T>(quiet_nan())
+                      : inside ? from[row * stride + column + e]
+                               : from_float<T>(0.0f);
+        }
+        store_pack<kPack<T>>(to + tile_place<T, kDim>(row, column), x);
+    }
+}
+
+// Rows [0, rows) of `from` to a tile of kRows, behind the caller's back where `wide` says that all
+// is aligned to 16 bytes; zeros past `rows` and `dim`, NaN everywhere where `from` is null.
+template <typename T, int kDim, int kRows, int kThreads>
+__device__ __forceinline__ void load_tile(T* to, const T* from, int64_t stride, int rows, int dim,
+                                          bool wide) {
+    if (!wide || !from) {
+        load_tile_narrow<T, kDim, kRows, kThreads>(to, from, stride, rows, dim);
+        return;
+    }
+    constexpr int kChunks = kDim / kPack<T>;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
+        const int row = i / kChunks, column = i % kChunks * kPack<T>;
+        const bool valid = row < rows && column < dim;
+        copy_async16(to + tile_place<T, kDim>(row, column),
+                     valid ? from + row * stride + column : from, valid);
+    }
+}
+
+// Rounded to the 11 significant bits of tf32, and what is left.
+__device__ __forceinline__ uint32_t tf32_high(uint32_t x) { return (x + 0x1000u) & ~0x1fffu; }
+__device__ __forceinline__ uint32_t tf32_low(uint32_t x) {
+    return __float_as_uint(__uint_as_float(x) - __uint_as_float(tf32_high(x)));
+}
+
+// d += a * b over 32 bytes of depth.
+template <typename T>
+__device__ __forceinline__ void add_product(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                            uint32_t b1) {
+    if constexpr (sizeof(T) == 2) {
+        multiply<T>(d, a, b0, b1);
+    } else {
+        // float32 as three products of tf32; the matrix unit truncates its sums, so each starts at
+        // zero and is added to the rest with rounding.
+        uint32_t high[4], low[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            high[i] = tf32_high(a[i]);
+            low[i] = tf32_low(a[i]);
+        }
+        float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        multiply_tf32(part, low, tf32_high(b0), tf32_high(b1));
+        multiply_tf32(part, high, tf32_low(b0), tf32_low(b1));
+        multiply_tf32(part, high, tf32_high(b0), tf32_high(b1));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            d[i] += part[i];
+        }
+    }
+}
+
+// out [16, 8 * kCount] += a [16, kDim] * b [8 * kCount, kDim]^T, both tiles, a from `first_row`.
+template <typename T, int kDim, int kCount>
+__device__ __forceinline__ void add_rows_by_rows(float (&out)[kCount][4], const T* a, int first_row,
+                                                 const T* b) {
+    constexpr int kDepth = 2 * kPack<T>;  // elements in 32 bytes
+    const int lane = static_cast<int>(threadIdx.x) % 32, matrix = lane / 8, row = lane % 8;
+#pragma unroll
+    for (int d = 0; d < kDim; d += kDepth) {
+        uint32_t left[4];
+        load_matrices(left, a + tile_place<T, kDim>(first_row + matrix % 2 * 8 + row,
+                                                    d + matrix / 2 * kPack<T>));
+#pragma unroll
+        for (int n = 0; n < kCount; n += 2) {
+            uint32_t right[4];
+            load_matrices(right, b + tile_place<T, kDim>(n * 8 + matrix / 2 * 8 + row,
+                                                         d + matrix % 2 * kPack<T>));
+            add_product<T>(out[n], left, right[0], right[1]);
+            add_product<T>(out[n + 1], left, right[2], right[3]);
+        }
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t pair_of(float x, float y) {
+    Pack<T, 2> pair;
+    pair.at[0] = from_float<T>(x);
+    pair.at[1] = from_float<T>(y);
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof bits);
+    return bits;
+}
+
+// out [16, kDim] += weights [16, 64] * b [64, kDim], a tile; weights are rounded to T.
+template <typename T, int kDim>
+__device__ __forceinline__ void add_weighted(float (&out)[kDim / 8][4],
+                                             const float (&weights)[kBlockKeys / 8][4],
+                                             const T* b) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if constexpr (sizeof(T) == 2) {
+        const int matrix = lane / 8, row = lane % 8;
+#pragma unroll
+        for (int k = 0; k < kBlockKeys / 8; k += 2) {
+            const uint32_t left[4] = {pair_of<T>(weights[k][0], weights[k][1]),
+                                      pair_of<T>(weights[k][2], weights[k][3]),
+                                      pair_of<T>(weights[k + 1][0], weights[k + 1][1]),
+                                      pair_of<T>(weights[k + 1][2], weights[k + 1][3])};
+#pragma unroll
+            for (int n = 0; n < kDim / 8; n += 2) {
+                uint32_t right[4];
+                load_matrices_transposed(
+                    right,
+                    b + tile_place<T, kDim>(k * 8 + matrix % 2 * 8 + row, n * 8 + matrix / 2 * 8));
+                multiply<T>(out[n], left, right[0], right[1]);
+                multiply<T>(out[n + 1], left, right[2], right[3]);
+            }
+        }
+    } else {
+        // The order of depth is free: columns t and t + 4 of the left side are keys 2 t, 2 t + 1,
+        // as they stand in the fragment.
+        const int g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int k = 0; k < kBlockKeys / 8; ++k) {
+            const uint32_t left[4] = {
+                __float_as_uint(weights[k][0]), __float_as_uint(weights[k][2]),
+                __float_as_uint(weights[k][1]), __float_as_uint(weights[k][3])};
+#pragma unroll
+            for (int n = 0; n < kDim / 8; ++n) {
+                const int key = k * 8 + 2 * t, column = n * 8 + g;
+                add_product<T>(out[n], left, __float_as_uint(b[tile_place<T, kDim>(key, column)]),
+                               __float_as_uint(b[tile_place<T, kDim>(key + 1, column)]));
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ bool finite(float x) {
+    return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
+}
+
+// Whether the thread's share of a tile holds an element that is not finite.
+template <typename T, int kElements, int kThreads>
+__device__ __forceinline__ bool tile_is_broken(const T* tile) {
+    bool broken = false;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kElements / kPack<T>; i += kThreads) {
+        const auto pack = load_pack<kPack<T>>(tile + i * kPack<T>);
+#pragma unroll
+        for (int e = 0; e < kPack<T>; ++e) {
+            broken = broken || !finite(to_float(pack.at[e]));
+        }
+    }
+    return broken;
+}
+
+// Zeros instead of the values that are not finite; their keys are noted, a bit each.
+template <typename T, int kDim, int kThreads>
+__device__ __forceinline__ void take_broken(T* values, unsigned* broken_keys) {
+    if (threadIdx.x < 2) {
+        broken_keys[threadIdx.x] = 0;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kBlockKeys * kDim; i += kThreads) {
+        if (!finite(to_float(values[i]))) {
+            values[i] = from_float<T>(0.0f);
+            const int key = i / kDim;
+            atomicOr(&broken_keys[key / 32], 1u << key % 32);
+        }
+    }
+    __syncthreads();
+}
+
+// Over the four lanes that share a row.
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+}  // namespace pylum::cuda
