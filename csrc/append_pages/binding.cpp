@@ -42,7 +42,7 @@ static void forward_py(const Tensor& k_pages, const Tensor& v_pages, const Tenso
            "of " + std::to_string(k_pages.size(0)) + " pages like prefix.k", v_pages);
     const int64_t* rows = check_offsets(offsets, k.size(0));
     const int64_t batch = offsets.size(0) - 1;
-    check_table(table, batch);
+    check_table(table, k, batch);
     const int64_t* first = integers(starts, "starts", "batch", batch);
     int64_t last_angle = -1;
     for (int64_t b = 0; b < batch; ++b) {

@@ -1,5 +1,6 @@
 #include "attention/attention.h"
 #include "common/attention_checks.h"
+#include "common/device_attention.h"
 
 namespace pylum::attention {
 
@@ -16,25 +17,44 @@ static AttentionInputs inputs(const Tensor& q, const Tensor& k, const Tensor& v,
     return p;
 }
 
-static void forward_py(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
-    const std::optional<Tensor>& num_context, const std::optional<Tensor>& num_targets,
-    const std::optional<Tensor>& group_offsets, const std::optional<Tensor>& visible,
-    int64_t window, int64_t min_full, bool silu, double scale,
-    const std::optional<Tensor>& score_scales, double score_scale,
-    const std::optional<Tensor>& position_table, const std::optional<Tensor>& time_table,
-    const std::optional<Tensor>& thresholds, const std::optional<Tensor>& timestamps,
-    const std::optional<Tensor>& query_times, const Tensor& out, const Tensor& lse, int threads) {
+static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
+                       const std::optional<Tensor>& num_context,
+                       const std::optional<Tensor>& num_targets,
+                       const std::optional<Tensor>& group_offsets,
+                       const std::optional<Tensor>& visible, int64_t window, int64_t min_full,
+                       bool silu, double scale, const std::optional<Tensor>& score_scales,
+                       double score_scale, const std::optional<Tensor>& position_table,
+                       const std::optional<Tensor>& time_table,
+                       const std::optional<Tensor>& thresholds,
+                       const std::optional<Tensor>& timestamps,
+                       const std::optional<Tensor>& query_times, const Tensor& out,
+                       const Tensor& lse, [[maybe_unused]] const std::optional<Tensor>& workspace,
+                       [[maybe_unused]] const std::optional<Tensor>& parts, const Execution& on) {
     check_heads(q, k, v);
     check_rows(q, k, "k");
     check_rows(q, v, "v");
-    const BatchDescription batch(
-        offsets, q.size(0), nullptr,
-        {num_context, num_targets, group_offsets, visible, window, min_full});
+    const MaskTensors mask{num_context, num_targets, group_offsets, visible, window, min_full};
+#ifdef PYLUM_CUDA
+    if (q.cuda) {
+        if (position_table || time_table) {
+            fail_without_kernel("bias");
+        }
+        AttentionInputs in = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
+        in.out = out.data;
+        in.lse = silu ? nullptr : lse.as<float>();
+        const cuda::AttentionParams p =
+            device_attention(in, q, k, offsets, std::nullopt, 0, mask, workspace, parts, on);
+        py::gil_scoped_release release;
+        const cuda::DeviceGuard guard(q.device);
+        cuda::launch_attention_forward(p, on.stream);
+        return;
+    }
+#endif
+    const BatchDescription batch(offsets, q.size(0), nullptr, mask);
     const BiasDescription bias({position_table, time_table, thresholds, timestamps, query_times},
                                batch, q.size(0), silu);
     const AttentionInputs p =
-        inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, threads);
+        inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, on.threads);
     py::gil_scoped_release release;
     PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
 }
@@ -53,6 +73,9 @@ static void backward_py(
     check_heads(q, k, v);
     check_rows(q, k, "k");
     check_rows(q, v, "v");
+    if (q.cuda) {
+        fail_without_kernel("the gradient of attention");
+    }
     const BatchDescription batch(
         offsets, q.size(0), nullptr,
         {num_context, num_targets, group_offsets, visible, window, min_full});
@@ -88,7 +111,18 @@ static void backward_py(
     }
 }
 
+// int64 words and floats that forward() needs; none on a CPU.
+static std::pair<int64_t, int64_t> workspace_py(const Tensor& q, const Tensor& v,
+                                                const Tensor& offsets, bool targets) {
+    if (!q.cuda || q.dims != 3 || v.dims != 3) {
+        return {0, 0};
+    }
+    const auto need = device_workspace(q, v.size(2), offsets, targets ? q.size(0) : 0, 1);
+    return {need.words, need.floats};
+}
+
 void register_op(py::module_& m) {
+    m.def("attention_workspace", &workspace_py);
     m.def("attention_forward", &forward_py);
     m.def("attention_backward", &backward_py);
     m.attr("bias_copies") = kBiasCopies;

@@ -9,13 +9,13 @@ namespace pylum {
 constexpr int64_t kMaxHeadDim = 256;
 
 inline void check_heads(const Tensor& q, const Tensor& k, const Tensor& v) {
-    expect_cpu(q, "q");
+    expect_device(q, "q");
     expect_floating(q, "q");
     expect(q.dims == 3 && q.size(1) >= 1 && q.last_contiguous(), "q",
            "[total, heads, head_dim], last dimension contiguous", q);
     expect(q.size(2) >= 1 && q.size(2) <= kMaxHeadDim, "q", "of a head_dim of 1 to 256", q);
     for (const auto& [x, name] : {std::pair{&k, "k"}, std::pair{&v, "v"}}) {
-        expect_cpu(*x, name);
+        expect_like(*x, name, q, "q");
         if (x->dtype != q.dtype) {
             fail_type(name, std::string(dtype_name(q.dtype)) + " like q", *x);
         }
@@ -37,7 +37,7 @@ inline AttentionInputs describe_inputs(const Tensor& q, const Tensor& k, const T
                                        double scale, const std::optional<Tensor>& score_scales,
                                        double score_scale) {
     if (score_scales) {
-        expect_cpu(*score_scales, "score_scale");
+        expect_like(*score_scales, "score_scale", q, "q");
         expect_dtype(*score_scales, "score_scale", DType::kFloat32);
         expect(score_scales->is_shape({q.size(0)}) && score_scales->contiguous(), "score_scale",
                "[total = " + std::to_string(q.size(0)) + "] float32 or a number", *score_scales);

@@ -8,7 +8,7 @@
 namespace pylum {
 
 inline void check_pool(const Tensor& pool, const char* name, const Tensor& x, int64_t dim) {
-    expect_cpu(pool, name);
+    expect_like(pool, name, x, "k");
     if (pool.dtype != x.dtype) {
         fail_type(name, std::string(dtype_name(x.dtype)) + " like k", pool);
     }
@@ -20,8 +20,8 @@ inline void check_pool(const Tensor& pool, const char* name, const Tensor& x, in
            pool);
 }
 
-inline void check_table(const Tensor& table, int64_t batch) {
-    expect_cpu(table, "prefix.table");
+inline void check_table(const Tensor& table, const Tensor& first, int64_t batch) {
+    expect_like(table, "prefix.table", first, "the first tensor");
     expect_dtype(table, "prefix.table", DType::kInt64);
     expect(table.dims == 2 && table.size(0) == batch && table.last_contiguous(), "prefix.table",
            "[batch = " + std::to_string(batch) + ", max_pages], last dimension contiguous", table);
@@ -45,16 +45,21 @@ inline void check_pages(const Tensor& table, int64_t b, int64_t begin, int64_t e
     }
 }
 
-// Pools and pages of the histories that k and v of later rows join; returns their lengths.
-inline const int64_t* check_prefix(const Tensor& k_pages, const Tensor& v_pages,
-                                   const Tensor& table, const Tensor& lengths, const Tensor& k,
-                                   const Tensor& v, const Tensor& offsets) {
+inline void check_pools(const Tensor& k_pages, const Tensor& v_pages, const Tensor& k,
+                        const Tensor& v) {
     check_pool(k_pages, "prefix.k", k, k.size(2));
     check_pool(v_pages, "prefix.v", v, v.size(2));
     expect(v_pages.size(0) == k_pages.size(0), "prefix.v",
            "of " + std::to_string(k_pages.size(0)) + " pages like prefix.k", v_pages);
+}
+
+// Pools and pages of the histories that k and v of later rows join; returns their lengths.
+inline const int64_t* check_prefix(const Tensor& k_pages, const Tensor& v_pages,
+                                   const Tensor& table, const Tensor& lengths, const Tensor& k,
+                                   const Tensor& v, const Tensor& offsets) {
+    check_pools(k_pages, v_pages, k, v);
     const int64_t batch = offsets.size(0) - 1;
-    check_table(table, batch);
+    check_table(table, k, batch);
     const int64_t* tokens = integers(lengths, "prefix.lengths", "batch", batch);
     for (int64_t b = 0; b < batch; ++b) {
         check_pages(table, b, 0, tokens[b], k_pages.size(0));

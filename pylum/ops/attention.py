@@ -7,7 +7,7 @@ import math
 import torch
 
 from pylum import _C
-from pylum.ops._library import autocast_dtype, register, threads
+from pylum.ops._library import autocast_dtype, register, run_on
 from pylum.ops.bias import RelativeBias, bias_operands
 from pylum.ops.mask import Mask, flatten
 
@@ -32,8 +32,8 @@ def attention(
     the keys it does not see. Sums are float32. Gradients are deterministic.
 
     Args:
-        q: ``[total, heads, head_dim]`` float32 or bfloat16, ``head_dim`` up to 256, last dimension
-            contiguous; views of a fused projection are read in place.
+        q: ``[total, heads, head_dim]`` float32, bfloat16 or, on CUDA, float16, ``head_dim`` up to
+            256, last dimension contiguous; views of a fused projection are read in place.
         k: ``[total, kv_heads, head_dim]``, dtype of ``q``; ``kv_heads`` divides ``heads``, and
             consecutive heads share one.
         v: ``[total, kv_heads, value_dim]``, dtype of ``q``.
@@ -50,8 +50,10 @@ def attention(
         ``[total, heads, value_dim]``, dtype of ``q``.
 
     Raises:
-        ValueError: a shape, device, layout or value is not as above.
+        ValueError: a shape, device, layout or value is not as above. On CUDA rows of bad values
+            become NaN and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
+        NotImplementedError: a bias or a gradient on CUDA.
     """
     q, k, v = autocast(q, k, v)
     scores = score_operands(q, score, scale, score_scale)
@@ -89,14 +91,27 @@ def score_operands(
     return silu, scale, None, 0.0 if score_scale is None else float(score_scale)
 
 
-_SILU = 7  # its place among the operands after q, k and v
+# Places among the operands after q, k and v.
+_TARGETS = 2
+_SILU = 7
 _TABLES = slice(11, 13)  # of the bias
 
 
 def _forward(q, k, v, *operands):
     out, lse = _empty(q, v, operands[_SILU])
-    _C.attention_forward(q, k, v, *operands, out, lse, threads())
+    sizes = _C.attention_workspace(q, v, operands[0], operands[_TARGETS] is not None)
+    _C.attention_forward(q, k, v, *operands, out, lse, *workspace(q, *sizes), run_on(q))
     return out, lse
+
+
+def workspace(
+    q: torch.Tensor, words: int, floats: int
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What a CUDA kernel describes the batch in, and where it sums chunks of keys; else None."""
+    return (
+        q.new_empty(words, dtype=torch.int64) if words else None,
+        q.new_empty(floats, dtype=torch.float32) if floats else None,
+    )
 
 
 def _forward_fake(q, k, v, *operands):
@@ -157,7 +172,7 @@ def _backward(dout, q, k, v, *rest):
         dv,
         copies,
         flat,
-        threads(),
+        torch.get_num_threads(),
     )
     if flat is not None:
         dtables = tuple(d.clone() for d in flat.split([d.numel() for d in dtables]))
@@ -195,6 +210,7 @@ _backward_op = register(
 _op = register(
     f"attention({_OPERANDS}) -> (Tensor, Tensor)",
     cpu=_forward,
+    cuda=_forward,
     fake=_forward_fake,
     backward=_backward_of_forward,
     setup_context=_setup_context,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
-from pylum.ops.attention import MASK, SCORE, autocast, score_operands
+from pylum.ops._library import register, run_on
+from pylum.ops.attention import MASK, SCORE, autocast, score_operands, workspace
 from pylum.ops.bias import RelativeBias, bias_operands
 from pylum.ops.mask import Mask, flatten
 from pylum.ops.pages import PagedPrefix
@@ -66,9 +66,11 @@ def prefix_attention(
     )
 
 
-def _cpu(q, k, v, *operands):
+def _run(q, k, v, *operands):
     out = q.new_empty((*q.shape[:2], v.shape[2]))
-    _C.prefix_attention_forward(q, k, v, *operands, out, threads())
+    offsets, _, _, table, _, _, num_targets, *_ = operands
+    sizes = _C.prefix_attention_workspace(q, v, offsets, table, num_targets is not None)
+    _C.prefix_attention_forward(q, k, v, *operands, out, *workspace(q, *sizes), run_on(q))
     return out
 
 
@@ -83,7 +85,8 @@ def _no_gradient(ctx, *_):
 _op = register(
     "prefix_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor k_pages, "
     f"Tensor v_pages, Tensor table, Tensor lengths, {MASK}, {SCORE}) -> Tensor",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
     backward=_no_gradient,
     setup_context=lambda ctx, inputs, output: None,

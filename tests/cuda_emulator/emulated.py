@@ -110,16 +110,28 @@ class Emulated:
 
 @contextmanager
 def emulating(emulated: Emulated) -> Iterator[Emulated]:
-    """Every op of ``pylum.ops`` calls ``emulated`` instead of ``pylum._C``."""
+    """Every op of ``pylum.ops`` calls ``emulated`` instead of ``pylum._C``.
+
+    Pages then hold rows, as on a GPU.
+    """
     modules = [
         module
         for info in pkgutil.iter_modules(pylum.ops.__path__)
         if hasattr(module := importlib.import_module(f"pylum.ops.{info.name}"), "_C")
     ]
+    replaced = [(module, "_C", emulated) for module in modules]
+    for name in ("pylum.ops.pages", "pylum.reference.append_pages"):
+        module = sys.modules[name]
+        replaced += [(module, order, _rows) for order in ("key_order", "value_order")]
+    before = [getattr(module, name) for module, name, _ in replaced]
     try:
-        for module in modules:
-            module._C = emulated  # type: ignore[attr-defined]
+        for module, name, value in replaced:
+            setattr(module, name, value)
         yield emulated
     finally:
-        for module in modules:
-            module._C = emulated.cpu  # type: ignore[attr-defined]
+        for (module, name, _), value in zip(replaced, before, strict=True):
+            setattr(module, name, value)
+
+
+def _rows(pool: torch.Tensor) -> torch.Tensor:
+    return torch.arange(pool.shape[2] * pool.shape[3]).view(pool.shape[2:])

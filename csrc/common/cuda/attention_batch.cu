@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
 struct Counts {
-    int64_t targets, history_tiles, target_tiles;
+    int64_t targets, keys, history_tiles, target_tiles;
 };
 
 struct Sums {
@@ -21,7 +21,7 @@ struct Sums {
 };
 
 __device__ Counts plus(const Counts& a, const Counts& b) {
-    return {a.targets + b.targets, a.history_tiles + b.history_tiles,
+    return {a.targets + b.targets, a.keys + b.keys, a.history_tiles + b.history_tiles,
             a.target_tiles + b.target_tiles};
 }
 
@@ -30,6 +30,7 @@ __device__ Counts scan(Counts own, Sums& sums) {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     for (int step = 1; step < 32; step *= 2) {
         const Counts before{__shfl_up_sync(~0u, own.targets, step),
+                            __shfl_up_sync(~0u, own.keys, step),
                             __shfl_up_sync(~0u, own.history_tiles, step),
                             __shfl_up_sync(~0u, own.target_tiles, step)};
         if (lane >= step) {
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
         d.history_tiles[0] = 0;
         d.target_tiles[0] = 0;
     }
-    Counts total{0, 0, 0};
+    Counts total{0, 0, 0, 0};
     for (int64_t first = 0; first < d.batch; first += kThreads) {
         const int64_t b = first + threadIdx.x;
         bool good = true;
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(kThreads)
             s = describe(d, b, good);
         }
         const int64_t history_rows = s.history - s.cached;
-        const Counts own{good ? s.targets : 0, good ? (history_rows + rows - 1) / rows : 0,
+        const Counts own{good ? s.targets : 0, good ? s.history + s.targets : 0,
+                         good ? (history_rows + rows - 1) / rows : 0,
                          good ? (s.targets + rows - 1) / rows : 0};
         __syncthreads();  // the sums of the previous turn have been read
         const Counts up_to = plus(total, scan(own, sums));
@@ -90,6 +92,7 @@ __global__ void __launch_bounds__(kThreads)
         }
         if (b < d.batch) {
             s.first_target = up_to.targets - own.targets;
+            s.first_key = up_to.keys - own.keys;
             d.sequences[b] = s;
             d.history_tiles[b + 1] = up_to.history_tiles;
             d.target_tiles[b + 1] = up_to.target_tiles;

@@ -85,15 +85,15 @@ class ForwardTile {
                     load(true, following, end, 3 - buffer);
                 }
                 copy_async_commit();
-                score(first, end, buffer);
+                score(first, buffer);
                 copy_async_wait<2>();
                 __syncthreads();
-                add(first, end, buffer + 1);
+                add(first, buffer + 1);
                 buffer = 2 - buffer;
             } else {
                 copy_async_wait<Shape::kBuffers - 1>();
                 __syncthreads();
-                score(first, end, 0);
+                score(first, 0);
                 if constexpr (Shape::kBuffers == 1) {
                     __syncthreads();
                     load(true, first, end, 0);
@@ -107,7 +107,7 @@ class ForwardTile {
                     }
                     copy_async_commit();
                 }
-                add(first, end, Shape::kBuffers - 1);
+                add(first, Shape::kBuffers - 1);
                 __syncthreads();
                 if (following < end) {
                     load(Shape::kBuffers == 2, following, end, Shape::kBuffers - 1);
@@ -161,7 +161,7 @@ class ForwardTile {
             const bool mine = in_tile < tile.rows;
             const int dim = static_cast<int>(p.in.value_dim);
             float* part = part_of(p, slot, first_target + (mine ? in_tile : 0), head());
-            const Merge m = merge_factors<T, kSilu>(after ? part[dim] : -INFINITY, peak[h]);
+            const Merge m = merge_factors<T, kSilu>(after && mine ? part[dim] : -INFINITY, peak[h]);
             __syncwarp();  // all have read the old peak
             if (!mine) {
                 continue;
@@ -272,8 +272,8 @@ class ForwardTile {
     }
 
     // Weights of the block of keys in the buffer, and older sums moved to the new peak.
-    __device__ __forceinline__ void score(int first, int stop, int buffer) {
-        const bool full = limits.full(first, min(kBlockKeys, stop - first));
+    __device__ __forceinline__ void score(int first, int buffer) {
+        const bool full = limits.full(first);
 #pragma unroll
         for (int n = 0; n < kKeys; ++n) {
 #pragma unroll
@@ -333,10 +333,10 @@ class ForwardTile {
 
     // Weighted values of the buffer. Zero times NaN is NaN: where a row may not see a value that is
     // not finite, the value is added apart, to the rows that see it.
-    __device__ __forceinline__ void add(int first, int stop, int buffer) {
+    __device__ __forceinline__ void add(int first, int buffer) {
         T* values = tiles.kv[buffer];
         bool broken = false;
-        if (!limits.full(first, min(kBlockKeys, stop - first))) {
+        if (!limits.full(first)) {
             broken =
                 __syncthreads_or(tile_is_broken<T, kBlockKeys * kDim, Shape::kThreads>(values));
         }

@@ -95,9 +95,10 @@ struct Limits {
         const int near = least_begin / kBlockKeys * kBlockKeys;
         return first >= context && first < near ? near : first;
     }
-    // Every row sees all of the keys.
-    __device__ bool full(int first, int count) const {
-        return first + count <= context || (most_begin <= first && first + count <= least_end);
+    // Every row sees the whole block.
+    __device__ bool full(int first) const {
+        const int stop = first + kBlockKeys;
+        return stop <= context || (most_begin <= first && stop <= least_end);
     }
 };
 

@@ -21,7 +21,7 @@ __device__ __forceinline__ int tile_place(int row, int column) {
 // A tile whose rows are not aligned to 16 bytes, element by element.
 template <typename T, int kDim, int kRows, int kThreads>
 __device__ __forceinline__ void load_tile_narrow(T* to, const T* from, int64_t stride, int rows,
-                                              int dim) {
+                                                 int dim) {
     constexpr int kChunks = kDim / kPack<T>;
 #pragma unroll 1
     for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
