@@ -43,6 +43,35 @@ def loop_silu(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[i
     return torch.cat(outs)
 
 
+def bias_of(lengths: torch.Tensor) -> pylum.ops.RelativeBias:
+    """HSTU's: minutes to days between the events of a sequence."""
+    total, longest = int(lengths.sum()), int(lengths.max())
+    generator = torch.Generator().manual_seed(4)
+    times = (torch.randn(total, generator=generator) * 3 + 6).exp().long().cumsum(0)
+    return pylum.ops.RelativeBias(
+        torch.randn(2 * longest - 1, generator=generator),
+        torch.randn(129, generator=generator),
+        pylum.ops.log_thresholds(),
+        times,
+        torch.cat([times[1:], times[-1:]]),
+    )
+
+
+def loop_bias(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], bias):
+    outs = []
+    columns = (q, k, v, bias.timestamps, bias.query_times)
+    for a, b, c, own, asked in zip(*(x.split(lengths) for x in columns), strict=True):
+        n, middle = len(own), len(bias.position_table) // 2
+        distance = torch.arange(n) - torch.arange(n)[:, None] + middle
+        gap = (asked[:, None] - own).abs()
+        bucket = torch.bucketize(gap, bias.thresholds, right=True)
+        added = (bias.position_table[distance] + bias.time_table[bucket]).to(a.dtype)
+        scores = a.transpose(0, 1) @ b.transpose(0, 1).mT + added
+        out = F.silu(scores).tril() * 1e-3 @ c.transpose(0, 1)
+        outs.append(out.transpose(0, 1))
+    return torch.cat(outs)
+
+
 def training(call: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> Callable[[], object]:
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     with torch.no_grad():
@@ -71,7 +100,7 @@ def main() -> None:
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         for shape, lengths in shapes.items():
-            offsets = lengths_to_offsets(lengths)
+            offsets, bias = lengths_to_offsets(lengths), bias_of(lengths)
             sizes = lengths.tolist()
             pairs = float((lengths * (lengths + 1) // 2).sum())
             tensors = [
@@ -84,6 +113,12 @@ def main() -> None:
                     loop_silu,
                     lambda q, k, v, o=offsets: pylum.ops.attention(
                         q, k, v, o, score="silu", score_scale=1e-3
+                    ),
+                ),
+                "silu bias": (
+                    lambda q, k, v, s, b=bias: loop_bias(q, k, v, s, b),
+                    lambda q, k, v, o=offsets, b=bias: pylum.ops.attention(
+                        q, k, v, o, score="silu", score_scale=1e-3, bias=b
                     ),
                 ),
             }
