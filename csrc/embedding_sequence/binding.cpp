@@ -7,14 +7,15 @@
 namespace pylum::embedding_sequence {
 
 static Table checked(const Tensor& table, const Tensor& indices, const std::string& table_name,
-                     const std::string& indices_name, int64_t total) {
+                     const std::string& indices_name, const Tensor& out) {
+    const int64_t total = out.size(0);
     const char* name = table_name.c_str();
-    expect_cpu(table, name);
+    expect_like(table, name, out, "tables[0]");
     expect_floating(table, name);
     expect(table.dims == 2 && table.last_contiguous(), name,
            "[rows, dim], last dimension contiguous", table);
     name = indices_name.c_str();
-    expect_cpu(indices, name);
+    expect_like(indices, name, out, "tables[0]");
     expect_dtype(indices, name, DType::kInt64);
     expect(indices.is_shape({total}), name, "[tokens = " + std::to_string(total) + "] int64",
            indices);
@@ -43,22 +44,28 @@ static void check_range(const Table& t, const std::string& table_name,
 static void forward_py(const std::vector<Tensor>& tables, const std::vector<Tensor>& indices,
                        const std::optional<Tensor>& position_table,
                        const std::optional<Tensor>& position_index, bool sum, const Tensor& out,
-                       int threads) {
+                       const Execution& on) {
+    expect_device(out, "tables[0]");
+    expect_floating(out, "dtype");
     std::vector<Table> rows;
     std::vector<std::string> names;
     int64_t column = 0;
     for (size_t t = 0; t < tables.size(); ++t) {
         names.push_back("[" + std::to_string(t) + "]");
         rows.push_back(
-            checked(tables[t], indices[t], "tables" + names[t], "indices" + names[t], out.size(0)));
+            checked(tables[t], indices[t], "tables" + names[t], "indices" + names[t], out));
         rows[t].column = sum ? 0 : column;
         column += rows[t].dim;
     }
     std::optional<Table> position;
     if (position_table) {
-        position =
-            checked(*position_table, *position_index, "positions[0]", "positions[1]", out.size(0));
+        position = checked(*position_table, *position_index, "positions[0]", "positions[1]", out);
     }
+    if (out.cuda && sum && static_cast<int64_t>(tables.size()) > kMostTables) {
+        throw py::value_error("tables must be at most " + std::to_string(kMostTables) +
+                              " to be summed on cuda, got " + std::to_string(tables.size()));
+    }
+    bool good = true;
     const Params p{.tables = rows.data(),
                    .num_tables = static_cast<int64_t>(rows.size()),
                    .sum = sum,
@@ -67,11 +74,12 @@ static void forward_py(const std::vector<Tensor>& tables, const std::vector<Tens
                    .out_dtype = out.dtype,
                    .total = out.size(0),
                    .width = out.size(1),
-                   .threads = threads};
-    bool good;
+                   .threads = on.threads,
+                   .errors = on.errors,
+                   .good = &good};
     {
         py::gil_scoped_release release;
-        good = PYLUM_CPU_CALL(forward, p);
+        PYLUM_CALL(out, on, forward, p);
     }
     if (!good) {
         for (size_t t = 0; t < rows.size(); ++t) {

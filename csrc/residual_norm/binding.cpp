@@ -14,7 +14,7 @@ static Dropout dropout_of(double probability, int64_t seed) {
 }
 
 static void check_rows(const Tensor& t, const char* name, const Tensor& like) {
-    expect_cpu(t, name);
+    expect_like(t, name, like, "branch");
     if (t.dtype != like.dtype) {
         fail_type(name, std::string(dtype_name(like.dtype)) + " like branch", t);
     }
@@ -25,10 +25,10 @@ static void check_rows(const Tensor& t, const char* name, const Tensor& like) {
 }
 
 static void check(const Tensor& branch, const Tensor& weight) {
-    expect_cpu(branch, "branch");
+    expect_device(branch, "branch");
     expect_floating(branch, "branch");
     expect(branch.dims == 2 && branch.contiguous(), "branch", "[rows, width], contiguous", branch);
-    expect_cpu(weight, "weight");
+    expect_like(weight, "weight", branch, "branch");
     if (weight.dtype != branch.dtype) {
         fail_type("weight", std::string(dtype_name(branch.dtype)) + " like branch", weight);
     }
@@ -38,7 +38,8 @@ static void check(const Tensor& branch, const Tensor& weight) {
 
 static void forward_py(const Tensor& branch, const std::optional<Tensor>& residual,
                        const Tensor& weight, double dropout, int64_t seed, double eps,
-                       const Tensor& sum, const Tensor& normed, const Tensor& scales, int threads) {
+                       const Tensor& sum, const Tensor& normed, const Tensor& scales,
+                       const Execution& on) {
     check(branch, weight);
     if (residual) {
         check_rows(*residual, "residual", branch);
@@ -54,17 +55,20 @@ static void forward_py(const Tensor& branch, const std::optional<Tensor>& residu
                     .width = branch.size(1),
                     .eps = static_cast<float>(eps),
                     .dropout = dropout_of(dropout, seed),
-                    .threads = threads};
+                    .threads = on.threads};
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(forward, p);
+    PYLUM_CALL(branch, on, forward, p);
 }
 
 static void backward_py(const std::optional<Tensor>& dsum, const std::optional<Tensor>& dnormed,
                         const Tensor& sum, const Tensor& weight, const Tensor& scales,
                         double dropout, int64_t seed, const Tensor& dresidual,
                         const std::optional<Tensor>& dbranch, const Tensor& dweight_parts,
-                        const Tensor& dweight, int threads) {
+                        const Tensor& dweight, const Execution& on) {
     check(sum, weight);
+    if (sum.cuda && sum.size(1) > kMostCudaWidth) {
+        fail_value("branch", "at most " + std::to_string(kMostCudaWidth) + " wide on cuda", sum);
+    }
     if (dsum) {
         check_rows(*dsum, "dsum", sum);
     }
@@ -84,13 +88,17 @@ static void backward_py(const std::optional<Tensor>& dsum, const std::optional<T
                      .rows = sum.size(0),
                      .width = sum.size(1),
                      .dropout = dropout_of(dropout, seed),
-                     .threads = threads};
+                     .threads = on.threads};
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(backward, p);
+    PYLUM_CALL(sum, on, backward, p);
 }
 
 void register_op(py::module_& m) {
-    m.attr("residual_norm_chunk") = kChunk;
+    // Rows of dweight_parts.
+    m.def("residual_norm_parts", [](const Tensor& sum) {
+        const int64_t chunk = sum.cuda ? kCudaChunk : kChunk;
+        return (sum.size(0) + chunk - 1) / chunk;
+    });
     m.def("residual_norm_forward", &forward_py);
     m.def("residual_norm_backward", &backward_py);
 }

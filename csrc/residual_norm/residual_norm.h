@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/cpu_features.h"
+#include "common/execution.h"
 #include "common/tensor.h"
 
 namespace pylum::residual_norm {
@@ -23,7 +23,7 @@ struct Forward {
     void* sum;             // [rows, width]
     void* normed;          // [rows, width]
     float* scales;         // [rows]: 1 / sqrt(mean(sum^2) + eps)
-    DType dtype;           // of all but scales: float32 or bfloat16; arithmetic is float32
+    DType dtype;           // of all but scales; arithmetic is float32
     int64_t rows, width;
     float eps;
     Dropout dropout;
@@ -32,6 +32,9 @@ struct Forward {
 
 // Rows of one chunk are one task and one row of dweight_parts, summed in order afterwards.
 constexpr int64_t kChunk = 256;
+constexpr int64_t kCudaChunk = 64;
+// A CUDA block holds one row of dweight in shared memory.
+constexpr int64_t kMostCudaWidth = 24'576;
 
 struct Backward {
     const void* dsum;      // [rows, width] or null for zeros
@@ -41,7 +44,7 @@ struct Backward {
     const float* scales;   // [rows]
     void* dresidual;       // [rows, width]: the gradient of sum in all
     void* dbranch;         // [rows, width], or null where nothing is dropped: dresidual serves
-    float* dweight_parts;  // [ceil(rows / kChunk), width]
+    float* dweight_parts;  // [ceil(rows / kChunk or kCudaChunk), width]
     float* dweight;        // [width]
     DType dtype;
     int64_t rows, width;
@@ -50,5 +53,7 @@ struct Backward {
 };
 
 PYLUM_CPU_KERNEL(void forward(const Forward&); void backward(const Backward&))
+void launch_forward(const Forward& p, CUstream_st* stream);
+void launch_backward(const Backward& p, CUstream_st* stream);
 
 }  // namespace pylum::residual_norm

@@ -4,8 +4,8 @@
 
 namespace pylum::swiglu {
 
-static Params check(const Tensor& gate_up, int threads) {
-    expect_cpu(gate_up, "gate_up");
+static Params check(const Tensor& gate_up, const Execution& on) {
+    expect_device(gate_up, "gate_up");
     expect_floating(gate_up, "gate_up");
     expect(gate_up.dims == 2 && gate_up.size(1) % 2 == 0 && gate_up.contiguous(), "gate_up",
            "[rows, 2 * width], contiguous", gate_up);
@@ -16,19 +16,20 @@ static Params check(const Tensor& gate_up, int threads) {
             .dtype = gate_up.dtype,
             .rows = gate_up.size(0),
             .width = gate_up.size(1) / 2,
-            .threads = threads};
+            .threads = on.threads};
 }
 
-static void forward_py(const Tensor& gate_up, const Tensor& out, int threads) {
-    Params p = check(gate_up, threads);
+static void forward_py(const Tensor& gate_up, const Tensor& out, const Execution& on) {
+    Params p = check(gate_up, on);
     p.out = out.data;
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(forward, p);
+    PYLUM_CALL(gate_up, on, forward, p);
 }
 
 static void backward_py(const Tensor& dout, const Tensor& gate_up, const Tensor& dgate_up,
-                        int threads) {
-    Params p = check(gate_up, threads);
+                        const Execution& on) {
+    Params p = check(gate_up, on);
+    expect_like(dout, "dout", gate_up, "gate_up");
     if (dout.dtype != gate_up.dtype) {
         fail_type("dout", std::string(dtype_name(gate_up.dtype)) + " like gate_up", dout);
     }
@@ -37,7 +38,7 @@ static void backward_py(const Tensor& dout, const Tensor& gate_up, const Tensor&
     p.dout = dout.data;
     p.dgate_up = dgate_up.data;
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(backward, p);
+    PYLUM_CALL(gate_up, on, backward, p);
 }
 
 void register_op(py::module_& m) {

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import register, run_on
 from pylum.ops.row_wise import table_gradient
 
 
@@ -28,13 +28,14 @@ def embedding_sequence(
     asking for the gradient of the result (see :func:`pylum.ops.row_wise_adagrad_`).
 
     Args:
-        tables: at least one ``[rows_t, dim_t]`` float32 or bfloat16, last dimension contiguous,
-            rows any stride apart; with ``combine="sum"`` all of one ``dim``.
+        tables: at least one ``[rows_t, dim_t]`` float32, bfloat16 or, on CUDA, float16, last
+            dimension contiguous, rows any stride apart; with ``combine="sum"`` all of one ``dim``
+            and, on CUDA, at most 56.
         indices: for each table ``[tokens]`` int64 rows, any stride.
         positions: ``(table [positions, width], index [tokens] int64)``: a row added to the
             combined row; ``width`` is that of the result.
-        dtype: float32 or bfloat16; default: that of the tables (float32 where they differ). It is
-            not changed by autocast.
+        dtype: one that tables may have; default: that of the tables (float32 where they differ).
+            It is not changed by autocast.
         combine: ``"concat"`` puts the rows side by side in the order of the tables.
 
     Returns:
@@ -43,7 +44,8 @@ def embedding_sequence(
 
     Raises:
         ValueError: a shape, device or layout is not as above, or an index is not a row of its
-            table (also -1: no index means "nothing").
+            table (also -1: no index means "nothing"). On CUDA such a row becomes NaN, its gradient
+            goes nowhere, and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
     if combine not in ("concat", "sum"):
@@ -58,8 +60,6 @@ def embedding_sequence(
         dtype = tables[0].dtype
         for table in tables:
             dtype = torch.promote_types(dtype, table.dtype)
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise TypeError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     for t, (table, index) in enumerate(zip(tables, indices, strict=True)):
         if table.ndim != 2 or (combine == "sum" and table.shape[1] != tables[0].shape[1]):
             wanted = "[rows, dim]" if combine == "concat" else f"[rows, {tables[0].shape[1]}]"
@@ -77,9 +77,11 @@ def _width(tables, summed):
     return tables[0].shape[1] if summed else sum(table.shape[1] for table in tables)
 
 
-def _cpu(tables, indices, position, position_index, dtype, summed):
-    out = tables[0].new_empty((indices[0].shape[0], _width(tables, summed)), dtype=dtype)
-    _C.embedding_sequence_forward(tables, indices, position, position_index, summed, out, threads())
+def _run(tables, indices, position, position_index, dtype, summed):
+    out = _fake(tables, indices, position, position_index, dtype, summed)
+    _C.embedding_sequence_forward(
+        tables, indices, position, position_index, summed, out, run_on(out)
+    )
     return out
 
 
@@ -115,7 +117,8 @@ def _backward(ctx, dout):
 _op = register(
     "embedding_sequence(Tensor[] tables, Tensor[] indices, Tensor? position, "
     "Tensor? position_index, ScalarType dtype, bool summed) -> Tensor",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import autocast_dtype, register, threads
+from pylum.ops._library import autocast_dtype, register, run_on
 
 EPS = 1e-6
 
@@ -26,7 +26,8 @@ def residual_norm(
     threads, and no mask is stored for the backward pass.
 
     Args:
-        branch: ``[rows, width]`` float32 or bfloat16, contiguous.
+        branch: ``[rows, width]`` float32, bfloat16 or, on CUDA, float16, contiguous; on CUDA at
+            most 24,576 wide where a gradient is wanted.
         residual: the same, dtype of ``branch``; None: zeros. Under autocast, where dtypes differ,
             all are taken as float32.
         weight: ``[width]``, dtype of ``branch``.
@@ -48,11 +49,11 @@ def residual_norm(
     return _op(branch, residual, weight, dropout, seed, eps)[:2]
 
 
-def _cpu(branch, residual, weight, dropout, seed, eps):
+def _run(branch, residual, weight, dropout, seed, eps):
     sum_, normed = torch.empty_like(branch), torch.empty_like(branch)
     scales = branch.new_empty(branch.shape[:1], dtype=torch.float32)
     _C.residual_norm_forward(
-        branch, residual, weight, dropout, seed, eps, sum_, normed, scales, threads()
+        branch, residual, weight, dropout, seed, eps, sum_, normed, scales, run_on(sum_)
     )
     return sum_, normed, scales
 
@@ -84,10 +85,9 @@ def _backward(ctx, dsum, dnormed, _dscales):
     return dbranch, dresidual if wants else None, dweight, None, None, None
 
 
-def _backward_cpu(dsum, dnormed, sum_, weight, scales, dropout, seed):
+def _run_backward(dsum, dnormed, sum_, weight, scales, dropout, seed):
     dresidual, dbranch, dweight = _backward_fake(dsum, dnormed, sum_, weight, scales, dropout, seed)
-    rows, width = sum_.shape
-    chunks = -(-rows // _C.residual_norm_chunk)
+    width = sum_.shape[1]
     total = scales.new_empty((width,))
     _C.residual_norm_backward(
         None if dsum is None else dsum.contiguous(),
@@ -99,9 +99,9 @@ def _backward_cpu(dsum, dnormed, sum_, weight, scales, dropout, seed):
         seed,
         dresidual,
         dbranch if dropout > 0 else None,
-        scales.new_empty((chunks, width)),
+        scales.new_empty((_C.residual_norm_parts(sum_), width)),
         total,
-        threads(),
+        run_on(sum_),
     )
     dweight.copy_(total)
     return dresidual, dbranch, dweight
@@ -115,7 +115,8 @@ def _backward_fake(dsum, dnormed, sum_, weight, scales, dropout, seed):
 _op = register(
     "residual_norm(Tensor branch, Tensor? residual, Tensor weight, float dropout, int seed, "
     "float eps) -> (Tensor, Tensor, Tensor)",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -123,6 +124,7 @@ _op = register(
 _backward_op = register(
     "residual_norm_backward(Tensor? dsum, Tensor? dnormed, Tensor sum, Tensor weight, "
     "Tensor scales, float dropout, int seed) -> (Tensor, Tensor, Tensor)",
-    cpu=_backward_cpu,
+    cpu=_run_backward,
+    cuda=_run_backward,
     fake=_backward_fake,
 )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import register, run_on
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up``, with gate and up side by side (arXiv 2002.05202).
 
     Args:
-        gate_up: ``[rows, 2 * width]`` float32 or bfloat16, contiguous: gate, then up.
+        gate_up: ``[rows, 2 * width]`` float32, bfloat16 or, on CUDA, float16, contiguous: gate,
+            then up.
 
     Returns:
         ``[rows, width]``, dtype of ``gate_up``; arithmetic is float32.
@@ -26,9 +27,9 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return _op(gate_up)
 
 
-def _cpu(gate_up):
+def _run(gate_up):
     out = _fake(gate_up)
-    _C.swiglu_forward(gate_up, out, threads())
+    _C.swiglu_forward(gate_up, out, run_on(out))
     return out
 
 
@@ -44,9 +45,9 @@ def _backward(ctx, dout):
     return _backward_op(dout, *ctx.saved_tensors)
 
 
-def _backward_cpu(dout, gate_up):
+def _run_backward(dout, gate_up):
     dgate_up = torch.empty_like(gate_up)
-    _C.swiglu_backward(dout.contiguous(), gate_up, dgate_up, threads())
+    _C.swiglu_backward(dout.contiguous(), gate_up, dgate_up, run_on(gate_up))
     return dgate_up
 
 
@@ -56,13 +57,15 @@ def _backward_fake(dout, gate_up):
 
 _op = register(
     "swiglu(Tensor gate_up) -> Tensor",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
 )
 _backward_op = register(
     "swiglu_backward(Tensor dout, Tensor gate_up) -> Tensor",
-    cpu=_backward_cpu,
+    cpu=_run_backward,
+    cuda=_run_backward,
     fake=_backward_fake,
 )

@@ -136,8 +136,7 @@ bool sum_rows(const Params& p, const Table* tables, int64_t members, int64_t beg
 }
 
 template <typename T>
-bool run(const Params& p) {
-    bool bad = false;
+void run(const Params& p) {
     const int64_t groups = p.sum ? 1 : p.num_tables;
     const int64_t members = p.sum ? p.num_tables : 1;
     const int threads = p.total * p.width < kSerial ? 1 : p.threads;
@@ -149,17 +148,14 @@ bool run(const Params& p) {
             const bool copy = members == 1 && !p.position && tables->dtype == p.out_dtype;
             if (!(copy ? copy_rows(*tables, begin, end, static_cast<T*>(p.out), p.width)
                        : sum_rows<T>(p, tables, members, begin, end))) {
-                __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
+                __atomic_store_n(p.good, false, __ATOMIC_RELAXED);
             }
         }
     });
-    return !bad;
 }
 
 }  // namespace
 
-bool forward(const Params& p) {
-    return p.out_dtype == DType::kFloat32 ? run<float>(p) : run<bfloat16>(p);
-}
+void forward(const Params& p) { p.out_dtype == DType::kFloat32 ? run<float>(p) : run<bfloat16>(p); }
 
 }  // namespace pylum::embedding_sequence::PYLUM_ISA

@@ -1,0 +1,54 @@
+"""The CUDA kernel of embedding_sequence in the emulator: the op's tests, and what only CUDA has."""
+
+import pytest
+import torch
+
+from pylum.ops import embedding_sequence
+from tests.ops import test_embedding_sequence as op
+from tests.ops.test_embedding_sequence import (  # noqa: F401
+    test_equals_reference,
+    test_expanded_gradient,
+    test_one_table_is_an_exact_copy,
+    test_only_the_tables_that_need_a_gradient_get_one,
+    test_opcheck,
+    test_strided_rows_and_indices,
+)
+
+pytestmark = pytest.mark.usefixtures("cuda")
+
+
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+@pytest.mark.parametrize(("tokens", "rows", "dims"), op.SHAPES)
+def test_float16_equals_plain(tokens, rows, dims, combine):
+    dtypes = [torch.float16, torch.float32]
+    tables, indices, _ = op.make(tokens, rows, dims, dtypes)
+    found = embedding_sequence(tables, indices, dtype=torch.float16, combine=combine)
+    exact = op.plain([t.float() for t in tables], indices, None, combine)
+    assert found.dtype == torch.float16
+    assert torch.equal(found, exact.half())
+
+
+def test_more_tables_than_one_launch_takes():
+    tables, indices, _ = op.make(5, [3] * 70, [4] * 70, [torch.float32])
+    found = embedding_sequence(tables, indices)
+    assert torch.equal(found, op.plain(tables, indices, None, "concat"))
+    with pytest.raises(ValueError, match="tables must be at most 56 to be summed on cuda, got 70"):
+        embedding_sequence(tables, indices, combine="sum")
+
+
+@pytest.mark.parametrize("dim", [4, 5])
+def test_a_bad_index_is_nan_and_noted(cuda, dim):
+    tables, indices, _ = op.make(6, [7, 3], [dim, dim], [torch.float32])
+    good = embedding_sequence(tables, indices)
+    summed = embedding_sequence(tables, indices, combine="sum")
+    assert cuda.take_errors() == 0
+    indices[1][2], indices[1][4] = 3, -1
+    found = embedding_sequence(tables, indices)
+    assert cuda.take_errors() == 4
+    kept = torch.ones_like(found, dtype=torch.bool)
+    kept[[2, 4], dim:] = False
+    assert torch.equal(found[kept], good[kept]) and found[~kept].isnan().all()
+    found = embedding_sequence(tables, indices, combine="sum")
+    assert found[[2, 4]].isnan().all()
+    assert torch.equal(found[[0, 1, 3, 5]], summed[[0, 1, 3, 5]])
+    assert cuda.take_errors() == 4
