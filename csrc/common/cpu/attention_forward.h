@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "common/cpu/attention_bias.h"
+#include "common/cpu/attention_pairs.h"
 #include "common/cpu/attention_targets.h"
 #include "common/parallel.h"
 
@@ -29,6 +30,10 @@ struct ForwardStrip {
 
 template <typename T>
 class ForwardTask {
+    static constexpr bool kPairs = BlockOf<T>::kPairs;
+    using Keys = typename BlockOf<T>::Keys;
+    using Values = typename BlockOf<T>::Values;
+
   public:
     ForwardTask(const AttentionInputs& inputs, const Section& section, int64_t query_head)
         : p(inputs),
@@ -37,6 +42,10 @@ class ForwardTask {
           targets(section.targets),
           k(source<T>(p.k, p.k_pages, p.k_row, p.k_head, p.head_dim, kv_head(), p, s)),
           v(source<T>(p.v, p.v_pages, p.v_row, p.v_head, p.value_dim, kv_head(), p, s)) {
+        blocks.k = k;
+        blocks.v = v;
+        blocks.head_dim = p.head_dim;
+        blocks.value_dim = p.value_dim;
         for (int first = 0; first < section.rows; first += kStripRows) {
             const int left = section.rows - first;
             begin(strips[count++], {.sequence = section.sequence,
@@ -91,11 +100,53 @@ class ForwardTask {
             strip.rows = bias_rows(p, section, s, row);
         }
         const T* q = static_cast<const T*>(p.q) + row * p.q_row + head * p.q_head;
-        const float scale = p.silu ? p.scale : p.scale * kLog2e;
         if (strip.narrow()) {
-            load_columns<16 / kLanes>(q, p.q_row, section.rows, p.head_dim, scale, strip.columns);
+            columns<16 / kLanes>(q, section.rows, strip.columns);
         } else {
-            load_columns<32 / kLanes>(q, p.q_row, section.rows, p.head_dim, scale, strip.columns);
+            columns<32 / kLanes>(q, section.rows, strip.columns);
+        }
+    }
+
+    float scale() const { return p.silu ? p.scale : p.scale * kLog2e; }
+
+    template <int kVecs>
+    void columns(const T* q, int rows, float* out) {
+        if constexpr (kPairs) {
+            load_pair_columns<kVecs>(q, p.q_row, rows, p.head_dim, out);
+        } else {
+            load_columns<kVecs>(q, p.q_row, rows, p.head_dim, scale(), out);
+        }
+    }
+
+    // The block of history at position `first`.
+    void load_block(int64_t first, int size, Keys& keys, Values& values) {
+        if constexpr (kPairs) {
+            if (k.pages || p.head_dim % 2 == 1) {
+                keys = {reinterpret_cast<const T*>(blocks.keys(first, size)), 2, 2 * kBlockKeys};
+            } else {
+                keys = {k.block(first), k.stride, 2};
+            }
+            values.data = blocks.values(first, size, &values.stride);
+            values.count = size;
+        } else {
+            keys = k.pages ? key_rows(k.block(first), size, p.head_dim, k_buffer)
+                           : rows_of(k.block(first), k.stride, size, p.head_dim, k_buffer);
+            values = v.pages ? value_rows(v.block(first), size, p.value_dim, v_buffer)
+                             : rows_of(v.block(first), v.stride, size, p.value_dim, v_buffer);
+        }
+    }
+
+    // Targets from number `first` of the sequence on.
+    void load_targets(int64_t first, int size, Keys& keys, Values& values) {
+        const T* k_rows = k.targets + first * k.stride;
+        const T* v_rows = v.targets + first * v.stride;
+        if constexpr (kPairs) {
+            keys = pair_keys(k_rows, k.stride, size, p.head_dim, blocks.k_buffer);
+            pack_values(v_rows, v.stride, size, p.value_dim, blocks.v_buffer);
+            values = {blocks.v_buffer, p.value_dim, size};
+        } else {
+            keys = rows_of(k_rows, k.stride, size, p.head_dim, k_buffer);
+            values = rows_of(v_rows, v.stride, size, p.value_dim, v_buffer);
         }
     }
 
@@ -103,19 +154,14 @@ class ForwardTask {
     void history(int64_t begin, int64_t end, Running ForwardStrip::* run) {
         end = end < last_key() ? end : last_key();
         for (int64_t first = begin; first < end; first += kBlockKeys) {
-            Rows keys{}, values{};
+            Keys keys{};
+            Values values{};
             for_strips([&](ForwardStrip& strip) {
                 if (first >= strip.keys() || strip.spans.blind(first, kBlockKeys)) {
                     return;
                 }
                 if (!keys.data) {
-                    const int loaded = block_size(end - first);
-                    keys = k.pages
-                               ? key_rows(k.block(first), loaded, p.head_dim, k_buffer)
-                               : rows_of(k.block(first), k.stride, loaded, p.head_dim, k_buffer);
-                    values = v.pages
-                                 ? value_rows(v.block(first), loaded, p.value_dim, v_buffer)
-                                 : rows_of(v.block(first), v.stride, loaded, p.value_dim, v_buffer);
+                    load_block(first, block_size(end - first), keys, values);
                 }
                 const int size = block_size(strip.keys() - first);
                 block(strip, keys, values, first, size, strip.spans, strip.spans.full(first, size),
@@ -126,10 +172,10 @@ class ForwardTask {
 
     void own_group(ForwardStrip& strip) {
         for_group_blocks(p.batch, strip.section, s, [&](int64_t first, int size, const Spans& own) {
-            block(strip,
-                  rows_of(k.targets + first * k.stride, k.stride, size, p.head_dim, k_buffer),
-                  rows_of(v.targets + first * v.stride, v.stride, size, p.value_dim, v_buffer),
-                  first, size, own, false, true, strip.part);
+            Keys keys{};
+            Values values{};
+            load_targets(first, size, keys, values);
+            block(strip, keys, values, first, size, own, false, true, strip.part);
         });
     }
 
@@ -137,7 +183,7 @@ class ForwardTask {
         return static_cast<int>(left < kBlockKeys ? left : kBlockKeys);
     }
 
-    void block(ForwardStrip& strip, Rows keys, Rows values, int64_t first, int size,
+    void block(ForwardStrip& strip, Keys keys, Values values, int64_t first, int size,
                const Spans& spans, bool full, bool own, Running& run) {
         if (strip.narrow()) {
             block<16 / kLanes>(strip, keys, values, first, size, spans, full, own, run);
@@ -147,9 +193,16 @@ class ForwardTask {
     }
 
     template <int kVecs>
-    void block(const ForwardStrip& strip, Rows keys, Rows values, int64_t first, int size,
+    void block(const ForwardStrip& strip, Keys keys, Values values, int64_t first, int size,
                const Spans& spans, bool full, bool own, Running& run) {
-        dots<kVecs>(keys, size, strip.columns, p.head_dim, scores);
+        bool whole = full;
+        if constexpr (kPairs) {
+            dots<kVecs>(keys, size, strip.columns, (p.head_dim + 1) / 2, scale(), scores);
+            // The partner of a last odd value is one that no lane sees.
+            whole = full && (size % 2 == 0 || size == values.count);
+        } else {
+            dots<kVecs>(keys, size, strip.columns, p.head_dim, scores);
+        }
         if (p.bias.given()) {
             add_bias<kVecs>(p.bias, strip.rows, bias_keys(p.bias, s, first, size, own), scores);
         }
@@ -159,7 +212,7 @@ class ForwardTask {
             softmax_block<kVecs>(scores, size, first, spans, full, run, factor);
         }
         const float* move = p.silu ? nullptr : factor;
-        if (full || all_finite(values, size, p.value_dim)) {
+        if (whole || all_finite(values, size, p.value_dim)) {
             add_weighted<kVecs>(values, size, scores, move, p.value_dim, run.sums);
         } else {
             add_seen<kVecs>(values, size, first, spans, scores, move, p.value_dim, run.sums);
@@ -211,6 +264,7 @@ class ForwardTask {
     ForwardStrip strips[kTaskRows / kStripRows];
     alignas(64) float scores[kBlockKeys * kStripRows];
     alignas(64) float factor[kStripRows];
+    KeyBlocks<T> blocks;  // of pairs
     alignas(64) float k_buffer[kBlockKeys * kMaxDim];
     alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
 };

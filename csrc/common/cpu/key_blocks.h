@@ -57,7 +57,8 @@ inline Rows value_rows(const bfloat16* page, int count, int64_t dim, float* buff
     return {buffer, dim};
 }
 
-// Rows of keys into tile order; keys past `count` are not written, nor is memory past them read.
+// Rows of keys into tile order, kLead keys wide; memory past `count` keys is not read.
+template <int kLead>
 inline void pack_keys(const float* rows, int64_t stride, int count, int64_t dim, float* out) {
     for (int key = 0; key < count; key += kLanes) {
         for (int64_t d = 0; d < dim; d += kLanes) {
@@ -69,12 +70,13 @@ inline void pack_keys(const float* rows, int64_t stride, int count, int64_t dim,
             }
             transpose(tile);
             for (int i = 0; i < left; ++i) {
-                store(out + (d + i) * kBlockKeys + key, tile[i]);
+                store(out + (d + i) * kLead + key, tile[i]);
             }
         }
     }
 }
 // The last element of an odd dim is paired with zero.
+template <int kLead>
 inline void pack_keys(const bfloat16* rows, int64_t stride, int count, int64_t dim, uint32_t* out) {
     float* units = reinterpret_cast<float*>(out);
     for (int key = 0; key < count; key += kLanes) {
@@ -88,11 +90,11 @@ inline void pack_keys(const bfloat16* rows, int64_t stride, int count, int64_t d
             }
             transpose(tile);
             for (int i = 0; i < left; ++i) {
-                store(units + (u + i) * kBlockKeys + key, tile[i]);
+                store(units + (u + i) * kLead + key, tile[i]);
             }
         }
         for (int i = key; dim % 2 == 1 && i < key + kLanes && i < count; ++i) {
-            out[dim / 2 * kBlockKeys + i] = rows[i * stride + dim - 1].bits;
+            out[dim / 2 * kLead + i] = rows[i * stride + dim - 1].bits;
         }
     }
 }
@@ -101,6 +103,15 @@ inline void pack_keys(const bfloat16* rows, int64_t stride, int count, int64_t d
 inline void pack_pair(const bfloat16* first, const bfloat16* second, int64_t dim, uint32_t* out) {
     for (int64_t d = 0; d < dim; ++d) {
         out[d] = first[d].bits | (second ? static_cast<uint32_t>(second[d].bits) << 16 : 0u);
+    }
+}
+
+// Packed rows of values in pairs.
+inline void pack_values(const bfloat16* rows, int64_t stride, int count, int64_t dim,
+                        uint32_t* out) {
+    for (int i = 0; i < count; i += 2) {
+        const bfloat16* row = rows + i * stride;
+        pack_pair(row, i + 1 < count ? row + stride : nullptr, dim, out + i / 2 * dim);
     }
 }
 
@@ -120,7 +131,7 @@ struct KeyBlocks {
     const Unit* keys(int64_t first, int count) {
         const T* block = k.block(first);
         if (!k.pages) {
-            pack_keys(block, k.stride, count, head_dim, k_buffer);
+            pack_keys<kBlockKeys>(block, k.stride, count, head_dim, k_buffer);
             return k_buffer;
         }
         if (Units<T>::kDepth == 2 && head_dim % 2 == 1) {
@@ -146,13 +157,12 @@ struct KeyBlocks {
             if (v.pages && count % 2 == 0) {
                 return reinterpret_cast<const Unit*>(block);
             }
+            if (!v.pages) {
+                pack_values(block, v.stride, count, value_dim, v_buffer);
+                return v_buffer;
+            }
             for (int i = 0; i < count; i += 2) {
                 Unit* out = v_buffer + i / 2 * value_dim;
-                if (!v.pages) {
-                    const T* row = block + i * v.stride;
-                    pack_pair(row, i + 1 < count ? row + v.stride : nullptr, value_dim, out);
-                    continue;
-                }
                 const uint32_t kept = i + 1 < count ? ~0u : 0xffffu;
                 const Unit* pairs = reinterpret_cast<const Unit*>(block) + i / 2 * value_dim;
                 for (int64_t d = 0; d < value_dim; ++d) {
