@@ -7,7 +7,7 @@ from torch import nn
 
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
-from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes
+from pylum.rank.inputs import Embeddings, KnownSizes, Network, Read
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 
@@ -41,7 +41,7 @@ class ActivationUnit(nn.Module):
         return (weights * behaviours).sum(1)
 
 
-class DIN(nn.Module):
+class DIN(Network):
     """Section 4 of the paper.
 
     Args:
@@ -58,9 +58,9 @@ class DIN(nn.Module):
         self.embeddings = Embeddings(schema, vocabs, settings.dim, settings.initial_scale)
         self.unit = ActivationUnit(settings.dim, settings.attention)
         width = (len(self.embeddings.pooled) + 3) * settings.dim + len(schema.of("number"))
-        self.head = Head(width, settings.hidden, known, settings.dropout)
+        self.add_heads(width, settings, known)
 
-    def forward(self, rows: Coded, known: Known | None) -> tuple[torch.Tensor, ...]:
+    def read(self, rows: Coded) -> Read:
         read = self.embeddings(rows)
         interest = self.unit(read.behaviours, read.present, read.target)
         parts = [
@@ -70,7 +70,7 @@ class DIN(nn.Module):
             interest * read.target,
             read.remembered,
         ]
-        return (self.head(torch.cat(parts, 1), known),)
+        return Read(torch.cat(parts, 1))
 
 
 def need_behaviours(schema: Schema, name: str) -> None:

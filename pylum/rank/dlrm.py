@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from pylum import ops
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
-from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes, mlp
+from pylum.rank.inputs import Embeddings, KnownSizes, Network, Read, mlp
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 
 
-class DLRM(nn.Module):
+class DLRM(Network):
     """Section 2 of the paper; the mean of the behaviours is one vector more.
 
     Args:
@@ -33,9 +32,9 @@ class DLRM(nn.Module):
         width = count * (count - 1) // 2 + settings.dim * bool(numbers)
         if width < 1:
             raise ValueError("a dlrm needs numbers or at least two other features, got one")
-        self.top = Head(width, settings.hidden, known, settings.dropout)
+        self.add_heads(width, settings, known)
 
-    def forward(self, rows: Coded, known: Known | None) -> tuple[torch.Tensor, ...]:
+    def read(self, rows: Coded) -> Read:
         read = self.embeddings(rows)
         vectors = [read.fields]
         if self.schema.of("sequence"):
@@ -44,5 +43,4 @@ class DLRM(nn.Module):
         if self.bottom is not None:
             dense = [self.bottom(read.numbers)]
             vectors.insert(0, dense[0][:, None])
-        x = torch.cat([*dense, ops.dot_interaction(torch.cat(vectors, 1))], 1)
-        return (self.top(x, known),)
+        return Read(torch.cat([*dense, ops.dot_interaction(torch.cat(vectors, 1))], 1))

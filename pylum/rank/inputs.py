@@ -12,6 +12,7 @@ from pylum import ops
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
 from pylum.rank.schema import Schema
+from pylum.rank.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,17 +23,29 @@ class Known:
         vectors: ``[B, vectors, dim]`` float32: the item's, the answers.
         numbers: ``[B, numbers]`` float32: their similarities.
         no_vector, no_number: bool: what is not known and stands for nothing.
+        has_item: whether the first vector is the item's.
     """
 
     vectors: torch.Tensor
     numbers: torch.Tensor
     no_vector: torch.Tensor
     no_number: torch.Tensor
+    has_item: bool = False
 
-    def without(self, rows: torch.Tensor) -> Known:
-        """With everything missing in the rows that ``rows`` ``[B]`` marks."""
-        gone = rows[:, None]
-        return Known(self.vectors, self.numbers, self.no_vector | gone, self.no_number | gone)
+    @property
+    def some(self) -> torch.Tensor:
+        """``[B]`` bool: whether anything is known."""
+        return ~torch.cat([self.no_vector, self.no_number], 1).all(1)
+
+    def dropped(self, share: float) -> Known:
+        """With the user or the item of a share of the rows unknown, drawn at random."""
+        drawn = torch.rand(len(self.vectors), 1)
+        user, item = drawn < share / 2, drawn > 1 - share / 2
+        no_vector = self.no_vector | user
+        if self.has_item:
+            no_vector[:, :1] = self.no_vector[:, :1] | item
+        number = self.no_number | user | item
+        return Known(self.vectors, self.numbers, no_vector, number, self.has_item)
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,7 @@ class KnowledgeLayer(nn.Module):
 
     Vectors are made narrower first, all answers by one map, so that as many conditions as one likes
     cost few weights. What is missing is a learned value of each input, trained by leaving known
-    rows out.
+    ones out.
 
     Args:
         sizes: of the inputs; ``narrow`` is the width that vectors get.
@@ -208,6 +221,61 @@ class Head(nn.Module):
         for layer in self.rest:
             x = self.dropout(layer(x).relu())
         return self.out(x).squeeze(1) if self.out.out_features == 1 else self.out(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What a network makes of ``B`` rows before knowledge enters.
+
+    Args:
+        x: ``[B, width]`` inputs of the head.
+        added: ``[B]`` what is added to its logit, or None.
+        auxiliary: ``[B]`` logits each, trained on the same labels and not read afterwards.
+    """
+
+    x: torch.Tensor
+    added: torch.Tensor | None = None
+    auxiliary: tuple[torch.Tensor, ...] = ()
+
+
+class Network(nn.Module):
+    """A ranker: a head answers from the rows alone, a second one corrects it by what is known.
+
+    The first head is trained as if there were no knowledge, and is the answer where there is none:
+    a ranker is no worse for knowledge that is missing. The second begins at zero: a ranker that
+    gains knowledge begins as the one it was.
+    """
+
+    head: Head
+    informed: Head | None
+
+    def add_heads(self, width: int, settings: Settings, known: KnownSizes) -> None:
+        """Both heads over ``width`` inputs; the second only where there is knowledge."""
+        self.head = Head(width, settings.hidden, KnownSizes(), settings.dropout)
+        self.informed = None
+        if known:
+            self.informed = Head(width, settings.hidden, known, settings.dropout)
+            nn.init.zeros_(self.informed.out.weight)
+            nn.init.zeros_(self.informed.out.bias)
+
+    def read(self, rows: Coded) -> Read:
+        """The part that knowledge does not enter."""
+        raise NotImplementedError
+
+    def answers(self, read: Read, known: Known | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``[B]`` logits of the rows alone, and with knowledge; None without."""
+        alone = self.head(read.x, None)
+        if read.added is not None:
+            alone = alone + read.added
+        if self.informed is None or known is None:
+            return alone, None
+        change = torch.where(known.some, self.informed(read.x, known), 0)
+        return alone, alone.detach() + change
+
+    def forward(self, rows: Coded, known: Known | None) -> torch.Tensor:
+        """``[B]`` logits."""
+        alone, informed = self.answers(self.read(rows), known)
+        return alone if informed is None else informed
 
 
 def mlp(width: int, hidden: tuple[int, ...]) -> nn.Sequential:

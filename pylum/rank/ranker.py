@@ -17,7 +17,7 @@ from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
 from pylum.rank import training
 from pylum.rank.coding import Coder, table_of
-from pylum.rank.inputs import KnownSizes
+from pylum.rank.inputs import KnownSizes, Network
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 from pylum.rank.training import Batches
@@ -70,7 +70,7 @@ class Ranker:
         self.coder: Coder | None = None
         self.inputs: Inputs | None = None
         self.fingerprint: str | None = None
-        self.network: torch.nn.Module | None = None
+        self.network: Network | None = None
 
     def __repr__(self) -> str:
         state = "not fitted"
@@ -91,7 +91,7 @@ class Ranker:
 
         Args:
             rows: a table (Arrow, pandas, a dict of columns, or the path of a Parquet file).
-            valid: rows of a later time: the epoch with the least log loss on them is kept.
+            valid: rows of a later time: the epoch with the least loss on them is kept.
             init: a fitted ranker of the same name, schema and sizes to start from. Its vocabularies
                 grow and its quantiles stay. Knowledge that it does not have begins with weights of
                 zero, so that at first this ranker predicts what ``init`` does; knowledge of another

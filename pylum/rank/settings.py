@@ -21,8 +21,8 @@ class Settings:
         buckets: wide_deep: rows of the wide table, into which crosses are hashed.
         min_count: values seen less often are unknown.
         dropout: of hidden units.
-        knowledge_dropout: share of training rows whose knowledge is left out, so that missing
-            knowledge is trained.
+        knowledge_dropout: share of training rows whose user or item is left out of knowledge, so
+            that what is missing is trained.
         knowledge_dim: width to which vectors of knowledge are made narrower.
         initial_scale: standard deviation of new embeddings.
         epochs: passes over the rows; with ``valid`` the best one is kept.

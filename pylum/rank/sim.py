@@ -8,14 +8,14 @@ from torch import nn
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
 from pylum.rank.din import ActivationUnit, need_behaviours
-from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes
+from pylum.rank.inputs import Embeddings, Head, KnownSizes, Network, Read
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 
 AGES = 16  # buckets of log2 of a behaviour's place from the end
 
 
-class SIM(nn.Module):
+class SIM(Network):
     """Soft search by inner product, then multi-head attention over what was found (section 3).
 
     The paper's second stage reads each find's age as the time to the target; rows hold no times of
@@ -47,9 +47,9 @@ class SIM(nn.Module):
         self.value = nn.Linear(dim, dim, bias=False)
         self.unit = ActivationUnit(dim, settings.attention)
         width = (len(self.embeddings.pooled) + 5) * dim + len(schema.of("number"))
-        self.head = Head(width, settings.hidden, known, settings.dropout)
+        self.add_heads(width, settings, known)
 
-    def forward(self, rows: Coded, known: Known | None) -> tuple[torch.Tensor, ...]:
+    def read(self, rows: Coded) -> Read:
         read = self.embeddings(rows)
         relevance = (
             self.search_behaviour(read.behaviours) @ self.search_target(read.target)[:, :, None]
@@ -72,7 +72,7 @@ class SIM(nn.Module):
             near * read.target,
             read.remembered,
         ]
-        return self.head(torch.cat(parts, 1), known), searched
+        return Read(torch.cat(parts, 1), None, (searched,))
 
     def _attended(
         self,

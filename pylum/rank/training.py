@@ -13,14 +13,14 @@ from pylum.rank.coding import Coded
 from pylum.rank.din import DIN
 from pylum.rank.dlrm import DLRM
 from pylum.rank.ftrl import FTRL
-from pylum.rank.inputs import Embeddings, KnowledgeLayer, Known, KnownSizes
+from pylum.rank.inputs import Embeddings, Known, KnownSizes, Network, Read
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 from pylum.rank.sim import SIM
 from pylum.rank.utilisation import Inputs, Joined
 from pylum.rank.wide_deep import WideDeep
 
-NETWORKS: dict[str, type[nn.Module]] = {
+NETWORKS: dict[str, type[Network]] = {
     "wide_deep": WideDeep,
     "dlrm": DLRM,
     "din": DIN,
@@ -56,7 +56,7 @@ class Batches:
 
 def build(
     name: str, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: KnownSizes
-) -> nn.Module:
+) -> Network:
     """A network with weights drawn by the seed, the caller's random numbers left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -64,12 +64,12 @@ def build(
 
 
 def train(
-    network: nn.Module, batches: Batches, settings: Settings, valid: Batches | None
+    network: Network, batches: Batches, settings: Settings, valid: Batches | None
 ) -> list[dict[str, float]]:
-    """Fit in place; with ``valid`` the weights of the epoch with the least log loss are kept.
+    """Fit in place; with ``valid`` the weights of the epoch with the least loss there are kept.
 
     Returns:
-        For each epoch its mean training loss and, with ``valid``, the log loss there.
+        For each epoch its mean training loss and, with ``valid``, the same there.
     """
     steps = _optimisers(network, settings)
     history: list[dict[str, float]] = []
@@ -82,15 +82,13 @@ def train(
             total = 0.0
             for index in torch.randperm(len(batches)).split(settings.batch_rows):
                 rows, known = batches.at(index)
-                if known is not None and settings.knowledge_dropout:
-                    known = known.without(torch.rand(len(index)) < settings.knowledge_dropout)
-                logits = network(rows, known)
                 assert rows.labels is not None
-                losses = [
-                    nn.functional.binary_cross_entropy_with_logits(each, rows.labels)
-                    for each in logits
-                ]
-                loss = torch.stack(losses).sum()
+                read = network.read(rows)
+                if known is not None and settings.knowledge_dropout:
+                    known = known.dropped(settings.knowledge_dropout)
+                main = _both(network, read, known, rows.labels)
+                searched = [_loss(logits, rows.labels) for logits in read.auxiliary]
+                loss = torch.stack([main, *searched]).sum()
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(
                         f"the loss is {float(loss)} in epoch {epoch + 1}: lower lr = {settings.lr}"
@@ -102,10 +100,10 @@ def train(
                 for step in steps:
                     step.step()
                     step.zero_grad()
-                total += float(losses[0].detach()) * len(index)
+                total += float(main.detach()) * len(index)
             entry = {"epoch": epoch + 1, "loss": total / len(batches)}
             if valid is not None:
-                entry["valid"] = _log_loss(network, valid, settings.batch_rows)
+                entry["valid"] = _score(network, valid, settings)
                 if entry["valid"] <= min([e["valid"] for e in history], default=torch.inf):
                     best = {n: t.detach().clone() for n, t in network.state_dict().items()}
             history.append(entry)
@@ -115,19 +113,19 @@ def train(
     return history
 
 
-def logits(network: nn.Module, batches: Batches, batch_rows: int) -> Iterator[torch.Tensor]:
+def logits(network: Network, batches: Batches, batch_rows: int) -> Iterator[torch.Tensor]:
     """Of all rows, batch by batch."""
     network.eval()
     with torch.inference_mode():
         for index in torch.arange(len(batches)).split(batch_rows):
-            yield network(*batches.at(index))[0]
+            yield network(*batches.at(index))
 
 
-def carry_over(old: nn.Module, new: nn.Module, keep_knowledge: bool) -> None:
+def carry_over(old: Network, new: Network, keep_knowledge: bool) -> None:
     """Give ``new`` the weights of ``old``, so that it predicts the same.
 
     Tables have grown at their end: a new row begins as the unknown value. Knowledge that the old
-    one did not have, or had of another user model, begins with weights of zero.
+    one did not have, or had of another user model, begins by changing nothing.
 
     Raises:
         ValueError: the two have other sizes.
@@ -139,19 +137,11 @@ def carry_over(old: nn.Module, new: nn.Module, keep_knowledge: bool) -> None:
         if isinstance(module, Embeddings)
         for n in range(len(module.tables))
     }
-    fresh = {
-        f"{place}.{name}"
-        for place, module in new.named_modules()
-        if isinstance(module, KnowledgeLayer) and not keep_knowledge
-        for name, _ in module.named_parameters()
-    }
     with torch.no_grad():
         for name, p in new.named_parameters():
-            if name in fresh:
-                # Only the last map is zero: with two zero maps neither would ever learn.
-                if name.endswith("knowledge.weight.weight"):
-                    p.zero_()
-            elif name in tables and before[name].shape[1:] == p.shape[1:]:
+            if name.startswith("informed.") and not keep_knowledge:
+                continue
+            if name in tables and before[name].shape[1:] == p.shape[1:]:
                 p.copy_(before[name][0].expand_as(p))
                 p[: len(before[name])] = before[name]
             elif name in before and before[name].shape == p.shape:
@@ -164,7 +154,7 @@ def carry_over(old: nn.Module, new: nn.Module, keep_knowledge: bool) -> None:
                 )
 
 
-def _optimisers(network: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+def _optimisers(network: Network, settings: Settings) -> list[torch.optim.Optimizer]:
     if not isinstance(network, WideDeep):
         adam = torch.optim.Adam(
             network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -182,7 +172,26 @@ def _optimisers(network: nn.Module, settings: Settings) -> list[torch.optim.Opti
     ]
 
 
-def _log_loss(network: nn.Module, batches: Batches, batch_rows: int) -> float:
-    assert batches.rows.labels is not None
-    found = torch.cat(list(logits(network, batches, batch_rows)))
-    return float(nn.functional.binary_cross_entropy_with_logits(found, batches.rows.labels))
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+
+
+def _both(network: Network, read: Read, known: Known | None, labels: torch.Tensor) -> torch.Tensor:
+    """Mean loss of the answers without and with knowledge; without any, of the one."""
+    alone, informed = network.answers(read, known)
+    if informed is None:
+        return _loss(alone, labels)
+    return (_loss(alone, labels) + _loss(informed, labels)) / 2
+
+
+def _score(network: Network, batches: Batches, settings: Settings) -> float:
+    """What training minimises, on other rows."""
+    total = 0.0
+    network.eval()
+    with torch.inference_mode():
+        for index in torch.arange(len(batches)).split(settings.batch_rows):
+            rows, known = batches.at(index)
+            assert rows.labels is not None
+            found = _both(network, network.read(rows), known, rows.labels)
+            total += float(found) * len(index)
+    return total / len(batches)

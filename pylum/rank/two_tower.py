@@ -176,7 +176,7 @@ class TwoTower:
                 first = torch.empty(len(distinct), dtype=torch.int64).scatter_(0, place, index)
                 known = self._known(self.of_user, joined, index)
                 if known is not None and settings.knowledge_dropout:
-                    known = known.without(torch.rand(len(index)) < settings.knowledge_dropout)
+                    known = known.dropped(settings.knowledge_dropout)
                 users = towers("user", coded.take(index), known)
                 items = towers("item", coded.take(first), self._known(self.of_item, joined, first))
                 loss = ops.sampled_softmax(

@@ -174,7 +174,7 @@ class Inputs:
         if "matching" in self.parts:
             numbers, no_number = self._similarities(knowledge, joined, index)
             numbers = (numbers - self.mean) / self.scale
-        return Known(vectors, numbers, no_vector, no_number)
+        return Known(vectors, numbers, no_vector, no_number, "item" in self.parts)
 
     def _answers(
         self, knowledge: Knowledge, joined: Joined, index: torch.Tensor

@@ -9,7 +9,7 @@ from pylum import ops
 from pylum.data.vocab import Vocab
 from pylum.ragged import Ragged, lengths_to_offsets
 from pylum.rank.coding import Coded
-from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes
+from pylum.rank.inputs import Embeddings, KnownSizes, Network, Read
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 
@@ -18,7 +18,7 @@ MULTIPLIER = -7046029254386353131
 MIX = -4658895280553007687
 
 
-class WideDeep(nn.Module):
+class WideDeep(Network):
     """``wide [x, crosses of x] + deep(embeddings, numbers)``, section 3 of the paper.
 
     Args:
@@ -35,24 +35,24 @@ class WideDeep(nn.Module):
         self.embeddings = Embeddings(schema, vocabs, settings.dim, settings.initial_scale)
         fields = len(self.embeddings.pooled) + bool(schema.of("sequence"))
         width = fields * settings.dim + len(schema.of("number"))
-        self.deep = Head(width, settings.hidden, known, settings.dropout)
+        self.add_heads(width, settings, known)
         self.wide = nn.Parameter(torch.zeros(settings.buckets, 1))
         single = [(f.name,) for f in schema.of("category", "categories")]
         self.crosses = [*single, *schema.crosses]
 
-    def forward(self, rows: Coded, known: Known | None) -> tuple[torch.Tensor, ...]:
+    def read(self, rows: Coded) -> Read:
         read = self.embeddings(rows)
         parts = [read.fields.flatten(1), read.numbers]
         if self.schema.of("sequence"):
             parts.append(read.remembered)
-        deep = self.deep(torch.cat(parts, 1), known)
+        x = torch.cat(parts, 1)
         if not self.crosses:
-            return (deep,)
+            return Read(x)
         bags = [self._cross(rows, number, cross) for number, cross in enumerate(self.crosses)]
         wide = ops.embedding_bag(
             [self.wide] * len(bags), [b.values for b in bags], [b.offsets for b in bags]
         )
-        return (deep + wide.sum(1),)
+        return Read(x, wide.sum(1))
 
     def _cross(self, rows: Coded, number: int, cross: tuple[str, ...]) -> Ragged:
         """Rows of the wide table: each combination of values, a row's repeats once."""
