@@ -39,6 +39,7 @@ MOVES: list[dict[str, Any]] = [
     {"run": {"batch_tokens": 4096, "weight_decay": 0.3}},
     {"config": {"dropout": 0.1}, "run": {"weight_decay": 0.3}},
     {},
+    {"run": {"weight_decay": 1.0}},
 ]
 
 

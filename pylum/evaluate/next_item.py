@@ -22,7 +22,7 @@ from pylum.evaluate.scoring import (
     training_part,
 )
 from pylum.generation.request import BATCH_TOKENS
-from pylum.model import UserModel
+from pylum.model import HSTU, UserModel
 
 PROTOCOLS = ("loo-full", "global-time")
 
@@ -73,6 +73,11 @@ def evaluate(
     for each in models:
         if not isinstance(each, UserModel):
             raise TypeError(f"model must be a pylum.LUM or pylum.HSTU, got {type(each).__name__}")
+        if isinstance(each, HSTU) and each.config.task != "retrieval":
+            raise ValueError(
+                "model must be trained for retrieval, got an HSTU for ranking: its probabilities "
+                "come from pylum.score"
+            )
     if not models:
         raise ValueError("model must be at least one model, got none")
     measures = _metrics(k)

@@ -98,6 +98,8 @@ def test_learns_what_users_like():
     # Without the ratings seen so far an item is liked by half the users.
     assert max(entry["auc"] for entry in seen) > 0.95
     assert min(entry["logloss"] for entry in seen) < 0.35
+    with pytest.raises(ValueError, match="model must be trained for retrieval"):
+        evaluate(model, valid)
     up = [{"item": f"i{n}", "time": n, "rating": "up"} for n in (0, 4, 8, 12)]
     down = [{**event, "rating": "down"} for event in up]
     scores = pylum.score(model, {"even": up, "odd": down}, ["i2", "i3"]).values
