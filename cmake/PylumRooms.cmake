@@ -1,5 +1,7 @@
 # The ops and their kernels; also read by tests/cuda_emulator.
-set(PYLUM_COMMON_CUDA device.cu attention_batch.cu attention_forward_float32.cu
+set(PYLUM_COMMON_CUDA device.cu attention_batch.cu attention_backward_float32.cu
+                      attention_backward_bfloat16.cu attention_backward_float16.cu
+                      attention_forward_float32.cu
                       attention_forward_bfloat16.cu attention_forward_float16.cu)
 list(TRANSFORM PYLUM_COMMON_CUDA PREPEND csrc/common/cuda/)
 pylum_add_op(append_pages CPU base.cpp)

@@ -59,6 +59,15 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
     PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
 }
 
+static void check_dout(const Tensor& dout, const Tensor& q, const Tensor& v) {
+    expect_like(dout, "dout", q, "q");
+    if (dout.dtype != q.dtype) {
+        fail_type("dout", std::string(dtype_name(q.dtype)) + " like q", dout);
+    }
+    expect(dout.is_shape({q.size(0), q.size(1), v.size(2)}) && dout.last_contiguous(), "dout",
+           "[total, heads, value_dim], last dimension contiguous", dout);
+}
+
 static void backward_py(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
     const std::optional<Tensor>& num_context, const std::optional<Tensor>& num_targets,
@@ -73,9 +82,7 @@ static void backward_py(
     check_heads(q, k, v);
     check_rows(q, k, "k");
     check_rows(q, v, "v");
-    if (q.cuda) {
-        fail_without_kernel("the gradient of attention");
-    }
+    expect_cpu(q, "q");
     const BatchDescription batch(
         offsets, q.size(0), nullptr,
         {num_context, num_targets, group_offsets, visible, window, min_full});
@@ -83,11 +90,7 @@ static void backward_py(
                                batch, q.size(0), silu);
     const AttentionInputs p =
         inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, threads);
-    if (dout.dtype != q.dtype) {
-        fail_type("dout", std::string(dtype_name(q.dtype)) + " like q", dout);
-    }
-    expect(dout.is_shape({q.size(0), q.size(1), v.size(2)}) && dout.last_contiguous(), "dout",
-           "[total, heads, value_dim], last dimension contiguous", dout);
+    check_dout(dout, q, v);
     const BackwardParams params{.in = p,
                                 .dout = dout.data,
                                 .dout_row = dout.stride(0),
@@ -111,6 +114,40 @@ static void backward_py(
     }
 }
 
+#ifdef PYLUM_CUDA
+// dq, dk and dv have the shapes and the dtype of q, k and v, contiguous.
+static void backward_on_device_py(
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
+    const std::optional<Tensor>& num_context, const std::optional<Tensor>& num_targets,
+    const std::optional<Tensor>& group_offsets, const std::optional<Tensor>& visible,
+    int64_t window, int64_t min_full, bool silu, double scale,
+    const std::optional<Tensor>& score_scales, double score_scale, const Tensor& out,
+    const Tensor& lse, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& delta,
+    const Tensor& workspace, const std::optional<Tensor>& parts, const Execution& on) {
+    check_heads(q, k, v);
+    check_rows(q, k, "k");
+    check_rows(q, v, "v");
+    check_dout(dout, q, v);
+    AttentionInputs in = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
+    in.out = out.data;
+    in.lse = silu ? nullptr : lse.as<float>();
+    cuda::AttentionGradients p{};
+    p.inputs = device_attention(
+        in, q, k, offsets, std::nullopt, 0,
+        {num_context, num_targets, group_offsets, visible, window, min_full}, workspace, parts, on);
+    p.dout = dout.data;
+    p.dout_row = dout.stride(0);
+    p.dout_head = dout.stride(1);
+    p.dq = dq.data;
+    p.dk = dk.data;
+    p.dv = dv.data;
+    p.delta = delta.as<float>();
+    py::gil_scoped_release release;
+    const cuda::DeviceGuard guard(q.device);
+    cuda::launch_attention_backward(p, on.stream);
+}
+#endif
+
 // int64 words and floats that forward() needs; none on a CPU.
 static std::pair<int64_t, int64_t> workspace_py(const Tensor& q, const Tensor& v,
                                                 const Tensor& offsets, bool targets) {
@@ -125,6 +162,9 @@ void register_op(py::module_& m) {
     m.def("attention_workspace", &workspace_py);
     m.def("attention_forward", &forward_py);
     m.def("attention_backward", &backward_py);
+#ifdef PYLUM_CUDA
+    m.def("attention_backward_on_device", &backward_on_device_py);
+#endif
     m.attr("bias_copies") = kBiasCopies;
 }
 

@@ -53,7 +53,7 @@ def attention(
         ValueError: a shape, device, layout or value is not as above. On CUDA rows of bad values
             become NaN and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
-        NotImplementedError: a bias or a gradient on CUDA.
+        NotImplementedError: a bias on CUDA.
     """
     q, k, v = autocast(q, k, v)
     scores = score_operands(q, score, scale, score_scale)
@@ -148,6 +148,10 @@ def _backward_of_forward(ctx, dout, _dlse):
 
 def _backward(dout, q, k, v, *rest):
     *operands, out, lse = rest
+    widest = v if v.shape[2] >= q.shape[2] else q
+    sizes = _C.attention_workspace(q, widest, operands[0], operands[_TARGETS] is not None)
+    if sizes[0]:
+        return _backward_on_device(dout, q, k, v, operands, out, lse, sizes)
     dq = q.new_empty(q.shape)
     dk, dv = (
         x.new_zeros((*x.shape[:2], (x.shape[2] + 15) // 16 * 16), dtype=torch.float32)
@@ -180,6 +184,26 @@ def _backward(dout, q, k, v, *rest):
     return dq, dk, dv, *dtables
 
 
+def _backward_on_device(dout, q, k, v, operands, out, lse, sizes):
+    if any(table is not None for table in operands[_TABLES]):
+        raise NotImplementedError("bias has no CUDA kernel yet: move its tensors to cpu")
+    gradients = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    _C.attention_backward_on_device(
+        dout if dout.stride(-1) == 1 else dout.contiguous(),
+        q,
+        k,
+        v,
+        *operands[: _TABLES.start],
+        out,
+        lse,
+        *gradients,
+        torch.empty_like(lse),
+        *workspace(q, *sizes),
+        run_on(q),
+    )
+    return *gradients, *_empty_tables(q, operands)
+
+
 def _empty_tables(q, operands):
     return tuple(
         q.new_empty(0 if table is None else table.shape, dtype=torch.float32)
@@ -205,6 +229,7 @@ _backward_op = register(
     f"attention_backward(Tensor dout, {_OPERANDS}, Tensor out, Tensor lse) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward,
+    cuda=_backward,
     fake=_backward_fake,
 )
 _op = register(

@@ -20,13 +20,7 @@ pytestmark = pytest.mark.usefixtures("cuda")
     ("lengths", "heads", "kv_heads", "head_dim", "value_dim", "mask"), op.CASES
 )
 def test_equals_reference(lengths, heads, kv_heads, head_dim, value_dim, mask, dtype, score):
-    q, k, v, offsets = op.make(lengths, heads, kv_heads, head_dim, value_dim, dtype)
-    options = {"score": score, "score_scale": 0.01 if score == "silu" else None}
-    with torch.no_grad():
-        out = pylum.ops.attention(q, k, v, offsets, mask, **options)
-        exact = pylum.reference.attention(q.double(), k, v, offsets, mask, **options)
-    assert out.dtype == dtype
-    assert_close(out, exact, exact.to(dtype))
+    op.test_equals_reference(lengths, heads, kv_heads, head_dim, value_dim, mask, dtype, score)
 
 
 def few(test, *strategies, examples=6):
@@ -45,55 +39,37 @@ test_grouped_equals_alone_in_any_order = few(
 )
 test_large_scores_stay_finite = op.test_large_scores_stay_finite
 test_scale_and_score_scale_rows = op.test_scale_and_score_scale_rows
+test_packed_equals_alone_and_run_twice = few(
+    op.test_packed_equals_alone_and_run_twice, cases(), examples=4
+)
+test_another_user_of_nan_moves_nothing = few(
+    op.test_another_user_of_nan_moves_nothing, cases(), randoms, examples=4
+)
+test_double_backward_is_an_error = op.test_double_backward_is_an_error
+test_opcheck = op.test_opcheck
 test_autocast_gives_q_k_v_one_dtype = op.test_autocast_gives_q_k_v_one_dtype
 
 
-LONG = Case([600, 3, 90], [0, 1, 2], [[1] * 70, [2], []], None, None, None, heads=2)
-
-
-def forward(case, q, k, v, sequences=None):
-    rows, offsets = part(case, sequences)
-    with torch.no_grad():
-        return rows, pylum.ops.attention(
-            q[rows], k[rows], v[rows], offsets, case.mask(sequences), **case.options
-        )
-
-
-def part(case, sequences):
-    sequences = range(len(case.history)) if sequences is None else sequences
-    bounds = case.offsets.tolist()
-    rows = torch.cat([torch.arange(bounds[b], bounds[b + 1]) for b in sequences])
-    lengths = torch.tensor([0] + [case.lengths[b] for b in sequences])
-    return rows, lengths.cumsum(0)
+LONG = Case([530, 3, 70], [0, 1, 2], [[1] * 66, [2], []], None, None, None, heads=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_targets_across_chunks_and_packed_equals_alone(dtype, cuda):
+def test_targets_across_chunks_and_blocks_in_any_order(dtype, cuda):
     case = Case(**{**vars(LONG), "dtype": dtype})
     q, k, v = case.qkv()
-    _, whole = forward(case, q, k, v)
+    _, results = op.run(case, q, k, v)
     exact = pylum.reference.attention(q.double(), k, v, case.offsets, case.mask(), **case.options)
-    assert_close(whole, exact, exact.to(dtype))
-    for b in range(3):
-        rows, alone = forward(case, q, k, v, [b])
-        assert torch.equal(alone, whole[rows])
+    assert_close(results[0], exact, exact.to(dtype))
+    _, alone = op.run(case, q, k, v, [2])
+    rows = torch.arange(case.offsets[2], case.offsets[3])
+    assert all(torch.equal(x[rows], y) for x, y in zip(results, alone, strict=True))
     if hasattr(cuda, "module"):
         cuda.module.set_backwards(True)
         try:
-            assert torch.equal(forward(case, q, k, v)[1], whole)
+            _, again = op.run(case, q, k, v)
         finally:
             cuda.module.set_backwards(False)
-
-
-def test_another_user_of_nan_moves_nothing():
-    case = Case([70, 66], [0, 3], [[1, 2], [3]], None, 50, None, dtype=torch.bfloat16)
-    q, k, v = case.qkv()
-    _, clean = forward(case, q, k, v)
-    for x in (q, k, v):
-        x[73:] = torch.nan
-    _, dirty = forward(case, q, k, v)
-    assert torch.equal(clean[:73], dirty[:73])
-    assert dirty[73:].isnan().all()
+        assert all(torch.equal(x, y) for x, y in zip(results, again, strict=True))
 
 
 def test_rows_of_any_alignment():
@@ -126,11 +102,9 @@ def test_what_contradicts_itself_is_nan_and_noted(offsets, mask, bits, cuda):
     assert bad.all() if bits == 2 else bad.sum() == 1
 
 
-def test_gradient_and_bias_are_clear_errors():
-    q = torch.randn(6, 2, 8, requires_grad=True)
-    offsets = torch.tensor([0, 6])
-    with pytest.raises(NotImplementedError, match="the gradient of attention has no CUDA kernel"):
-        pylum.ops.attention(q, q, q, offsets).sum().backward()
+def test_bias_is_a_clear_error():
+    q = torch.randn(6, 2, 8)
     bias = pylum.ops.RelativeBias(position_table=torch.zeros(11))
+    options = {"score": "silu", "score_scale": 1.0, "bias": bias}
     with pytest.raises(NotImplementedError, match="bias has no CUDA kernel"):
-        pylum.ops.attention(q, q, q, offsets, score="silu", score_scale=1.0, bias=bias)
+        pylum.ops.attention(q, q, q, torch.tensor([0, 6]), **options)

@@ -34,8 +34,20 @@ struct AttentionParams {
     int32_t* errors;
 };
 
+// Gradients of sum(out * dout); `out` and lse of the inputs are read.
+struct AttentionGradients {
+    AttentionParams inputs;  // parts: [targets, heads, head_dim] dq of the own groups
+    const void* dout;        // [rows, heads, value_dim]
+    int64_t dout_row, dout_head;
+    void* dq;      // [rows, heads, head_dim]
+    void* dk;      // [rows, kv_heads, head_dim]
+    void* dv;      // [rows, kv_heads, value_dim]
+    float* delta;  // [rows, heads] sums of out * dout; softmax only
+};
+
 // Rows of a tile.
-int tile_rows(DType dtype, int64_t dim);
+int forward_tile_rows(DType dtype, int64_t dim);
+int backward_tile_rows(DType dtype, int64_t dim);
 // Upper bounds from shapes alone.
 int64_t history_tiles_bound(const DeviceBatch& batch, int rows);
 int64_t target_tiles_bound(const DeviceBatch& batch, int rows);
@@ -46,5 +58,10 @@ void launch_attention_forward(const AttentionParams& p, CUstream_st* stream);
 void launch_forward_float32(const AttentionParams& p, CUstream_st* stream);
 void launch_forward_bfloat16(const AttentionParams& p, CUstream_st* stream);
 void launch_forward_float16(const AttentionParams& p, CUstream_st* stream);
+
+void launch_attention_backward(const AttentionGradients& p, CUstream_st* stream);
+void launch_backward_float32(const AttentionGradients& p, CUstream_st* stream);
+void launch_backward_bfloat16(const AttentionGradients& p, CUstream_st* stream);
+void launch_backward_float16(const AttentionGradients& p, CUstream_st* stream);
 
 }  // namespace pylum::cuda

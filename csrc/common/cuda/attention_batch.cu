@@ -125,7 +125,13 @@ int64_t target_tiles_bound(const DeviceBatch& b, int rows) {
     return ((b.key_targets < 0 ? b.rows : b.key_targets) + rows - 1) / rows + b.batch;
 }
 
-int tile_rows(DType dtype, int64_t dim) { return dtype == DType::kFloat32 && dim > 128 ? 32 : 64; }
+int forward_tile_rows(DType dtype, int64_t dim) {
+    return dtype == DType::kFloat32 && dim > 128 ? 32 : 64;
+}
+
+int backward_tile_rows(DType dtype, int64_t dim) {
+    return dim > (dtype == DType::kFloat32 ? 64 : 128) ? 32 : 64;
+}
 
 void launch_prepare_batch(const AttentionParams& p, int rows, cudaStream_t stream) {
     launch("attention: prepare_batch", prepare_kernel, dim3(1), kThreads, sizeof(Sums), stream,
@@ -134,13 +140,26 @@ void launch_prepare_batch(const AttentionParams& p, int rows, cudaStream_t strea
 
 void launch_attention_forward(const AttentionParams& p, cudaStream_t stream) {
     const int64_t dim = p.in.head_dim > p.in.value_dim ? p.in.head_dim : p.in.value_dim;
-    launch_prepare_batch(p, tile_rows(p.in.dtype, dim), stream);
+    launch_prepare_batch(p, forward_tile_rows(p.in.dtype, dim), stream);
     if (p.in.dtype == DType::kFloat32) {
         launch_forward_float32(p, stream);
     } else if (p.in.dtype == DType::kBFloat16) {
         launch_forward_bfloat16(p, stream);
     } else {
         launch_forward_float16(p, stream);
+    }
+}
+
+void launch_attention_backward(const AttentionGradients& p, cudaStream_t stream) {
+    const AttentionInputs& in = p.inputs.in;
+    const int64_t dim = in.head_dim > in.value_dim ? in.head_dim : in.value_dim;
+    launch_prepare_batch(p.inputs, backward_tile_rows(in.dtype, dim), stream);
+    if (in.dtype == DType::kFloat32) {
+        launch_backward_float32(p, stream);
+    } else if (in.dtype == DType::kBFloat16) {
+        launch_backward_bfloat16(p, stream);
+    } else {
+        launch_backward_float16(p, stream);
     }
 }
 

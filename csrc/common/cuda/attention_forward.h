@@ -50,7 +50,7 @@ class ForwardTile {
         const T* q = static_cast<const T*>(p.in.q) + first_row * p.in.q_row + head() * p.in.q_head;
         load_tile<T, kDim, Shape::kRows, Shape::kThreads>(
             tiles.q, q, p.in.q_row, tile.rows, static_cast<int>(p.in.head_dim),
-            wide(p.in.q, p.in.q_row, p.in.q_head, p.in.head_dim));
+            wide_rows<T>(p.in.q, p.in.q_row, p.in.q_head, p.in.head_dim));
         copy_async_commit();
         copy_async_wait<0>();
         __syncthreads();
@@ -213,12 +213,6 @@ class ForwardTile {
         }
     }
 
-    __device__ __forceinline__ static bool wide(const void* at, int64_t row, int64_t by_head,
-                                                int64_t dim) {
-        return reinterpret_cast<uintptr_t>(at) % 16 == 0 && row % kPack<T> == 0 &&
-               by_head % kPack<T> == 0 && dim % kPack<T> == 0;
-    }
-
     // The history's keys or values from position `first`, a multiple of kBlockKeys; null where the
     // page lies outside the pool.
     __device__ __forceinline__ const T* history(bool values, int first) const {
@@ -249,7 +243,7 @@ class ForwardTile {
         const int64_t dim = values ? p.in.value_dim : p.in.head_dim;
         load_tile<T, kDim, kBlockKeys, Shape::kThreads>(
             tiles.kv[buffer], from, stride, min(kBlockKeys, end - first), static_cast<int>(dim),
-            wide(base, stride, by_head, dim));
+            wide_rows<T>(base, stride, by_head, dim));
     }
 
     __device__ __forceinline__ void clear() {
@@ -343,7 +337,7 @@ class ForwardTile {
         if (broken) {
             take_broken<T, kDim, Shape::kThreads>(values, tiles.broken_keys);
         }
-        add_weighted<T, kDim>(sums, weights, values);
+        add_weighted<T, kDim, kKeys>(sums, weights, values);
         if (broken) {
             add_broken(history(true, first), first);
         }
@@ -406,8 +400,8 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads)
     PYLUM_SHARED(Tiles, tiles);
     if (*p.batch.broken) {
         if (!targets) {
-            store_nan<T>(p, static_cast<int64_t>(blockIdx.x) * Shape::kRows, Shape::kRows,
-                         static_cast<int>(blockIdx.y));
+            store_nan<T>(p.in.out, static_cast<int64_t>(blockIdx.x) * Shape::kRows, Shape::kRows,
+                         p.batch.rows, p.in.heads, static_cast<int>(blockIdx.y), p.in.value_dim);
         }
         return;
     }

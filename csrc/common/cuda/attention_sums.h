@@ -28,6 +28,34 @@ __device__ __forceinline__ float silu(float x) {
     }
 }
 
+// Weight and score gradient of a pair, from its score and the gradient of its weight. `level` is
+// the row's lse in powers of two, or the SiLU scale; `delta` its sum of out * dout.
+struct PairGradient {
+    float weight, score;
+};
+
+template <typename T, bool kSilu>
+__device__ __forceinline__ PairGradient pair_gradient(float score, float dweight, float level,
+                                                      float delta) {
+    if constexpr (kSilu) {
+        const float gate = sizeof(T) == 4 ? 1.0f / (1.0f + exp2f(-kLog2e * score))
+                                          : reciprocal_fast(1.0f + exp2_fast(-kLog2e * score));
+        return {score * gate * level, dweight * level * (gate * (1.0f + score * (1.0f - gate)))};
+    } else {
+        const float weight = exp2_of<T>(score * kLog2e - level);
+        return {weight, weight * (dweight - delta)};
+    }
+}
+
+template <bool kSilu>
+__device__ __forceinline__ float row_level(const AttentionInputs& in, int64_t row, int head) {
+    if constexpr (kSilu) {
+        return in.score_scales ? in.score_scales[row] : in.score_scale;
+    } else {
+        return in.lse[row * in.heads + head] * kLog2e;
+    }
+}
+
 // Sums below an old peak and a new one, both moved to the higher. A part that saw nothing changes
 // no bit of the other.
 struct Merge {
@@ -72,15 +100,15 @@ __device__ __forceinline__ float element(const T* x, int64_t row, int column, in
     return column >= dim ? 0.0f : x ? to_float(x[row + column]) : quiet_nan();
 }
 
-// One head of `rows` rows from `first` where the batch contradicts itself.
+// One head of `count` rows from `first` of out [rows, heads, dim], where the batch contradicts
+// itself.
 template <typename T>
-__device__ void store_nan(const AttentionParams& p, int64_t first, int rows, int head) {
-    const int dim = static_cast<int>(p.in.value_dim);
-    for (int i = threadIdx.x; i < rows * dim; i += blockDim.x) {
+__device__ void store_nan(void* out, int64_t first, int count, int64_t rows, int64_t heads,
+                          int head, int64_t dim) {
+    for (int64_t i = threadIdx.x; i < count * dim; i += blockDim.x) {
         const int64_t row = first + i / dim;
-        if (row < p.batch.rows) {
-            static_cast<T*>(p.in.out)[(row * p.in.heads + head) * dim + i % dim] =
-                from_float<T>(quiet_nan());
+        if (row < rows) {
+            static_cast<T*>(out)[(row * heads + head) * dim + i % dim] = from_float<T>(quiet_nan());
         }
     }
 }

@@ -18,6 +18,14 @@ __device__ __forceinline__ int tile_place(int row, int column) {
     return row * kDim + chunk * kPack<T> + column % kPack<T>;
 }
 
+// Every 16 bytes of the rows of a tensor are aligned and whole.
+template <typename T>
+__device__ __forceinline__ bool wide_rows(const void* at, int64_t row, int64_t by_head,
+                                          int64_t dim) {
+    return reinterpret_cast<uintptr_t>(at) % 16 == 0 && row % kPack<T> == 0 &&
+           by_head % kPack<T> == 0 && dim % kPack<T> == 0;
+}
+
 // A tile whose rows are not aligned to 16 bytes, element by element.
 template <typename T, int kDim, int kRows, int kThreads>
 __device__ __forceinline__ void load_tile_narrow(T* to, const T* from, int64_t stride, int rows,
@@ -121,16 +129,16 @@ __device__ __forceinline__ uint32_t pair_of(float x, float y) {
     return bits;
 }
 
-// out [16, kDim] += weights [16, 64] * b [64, kDim], a tile; weights are rounded to T.
-template <typename T, int kDim>
+// out [16, kDim] += weights [16, 8 * kCount] * b [8 * kCount, kDim], a tile; weights are rounded
+// to T.
+template <typename T, int kDim, int kCount>
 __device__ __forceinline__ void add_weighted(float (&out)[kDim / 8][4],
-                                             const float (&weights)[kBlockKeys / 8][4],
-                                             const T* b) {
+                                             const float (&weights)[kCount][4], const T* b) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     if constexpr (sizeof(T) == 2) {
         const int matrix = lane / 8, row = lane % 8;
 #pragma unroll
-        for (int k = 0; k < kBlockKeys / 8; k += 2) {
+        for (int k = 0; k < kCount; k += 2) {
             const uint32_t left[4] = {pair_of<T>(weights[k][0], weights[k][1]),
                                       pair_of<T>(weights[k][2], weights[k][3]),
                                       pair_of<T>(weights[k + 1][0], weights[k + 1][1]),
@@ -150,7 +158,7 @@ __device__ __forceinline__ void add_weighted(float (&out)[kDim / 8][4],
         // as they stand in the fragment.
         const int g = lane / 4, t = lane % 4;
 #pragma unroll
-        for (int k = 0; k < kBlockKeys / 8; ++k) {
+        for (int k = 0; k < kCount; ++k) {
             const uint32_t left[4] = {
                 __float_as_uint(weights[k][0]), __float_as_uint(weights[k][2]),
                 __float_as_uint(weights[k][1]), __float_as_uint(weights[k][3])};
