@@ -77,10 +77,29 @@ MOVES: list[dict[str, Any]] = [
     {"config": {"dropout": 0.2, "width": 96}, "run": {"weight_decay": 1.0}},
     {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0, "batch_tokens": 2048}},
     {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0, "batch_tokens": 4096, "epochs": 45}},
+    {
+        "data": "ids, ratings",
+        "config": {"dropout": 0.2},
+        "run": {"weight_decay": 1.0, "batch_tokens": 4096},
+    },
+    {
+        "data": "ids, genres, year",
+        "config": {"dropout": 0.2},
+        "run": {"weight_decay": 1.0, "batch_tokens": 4096},
+    },
 ]
 # With query time: the settings of the best so far without.
 TIMED_MOVES: list[dict[str, Any]] = [
     {"config": {"dropout": 0.2, "query_time": True}, "run": {"weight_decay": 1.0}},
+    {
+        "data": "ids, ratings",
+        "config": {"dropout": 0.2, "query_time": True},
+        "run": {"weight_decay": 1.0, "batch_tokens": 4096},
+    },
+    {
+        "config": {"dropout": 0.2, "query_time": True},
+        "run": {"weight_decay": 1.0, "batch_tokens": 2048},
+    },
 ]
 
 
