@@ -87,6 +87,12 @@ MOVES: list[dict[str, Any]] = [
         "config": {"dropout": 0.2},
         "run": {"weight_decay": 1.0, "batch_tokens": 4096},
     },
+    {"config": {"dropout": 0.2, "layers": 3}, "run": {"weight_decay": 1.0, "batch_tokens": 2048}},
+    {"config": {"dropout": 0.2, "dim": 48}, "run": {"weight_decay": 1.0, "batch_tokens": 2048}},
+    {
+        "config": {"dropout": 0.2},
+        "run": {"weight_decay": 1.0, "batch_tokens": 2048, "lr": 5e-3},
+    },
 ]
 # With query time: the settings of the best so far without.
 TIMED_MOVES: list[dict[str, Any]] = [
