@@ -336,7 +336,8 @@ def table() -> None:
         name: np.array([run["ranks"] for run in model["seeds"].values()])
         for name, model in ours["final"].items()
     }
-    compare("loo-full, full catalogue", rows, of_peers("ranks"), "lum")
+    for first in rows:
+        compare(f"loo-full, full catalogue, {first} beside each", rows, of_peers("ranks"), first)
     runs = list(ours["oracle"].values())
     kept = runs[0]["kept"]
     names = {"genre": "LUM(genre)", "any": "LUM(ANY)", "popularity": "popularity"}
