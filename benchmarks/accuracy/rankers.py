@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pylum.demo import rankers as demo
-from pylum.rank.arms import ARMS, table
+from pylum.rank.arms import ALL, ARMS, table
 from pylum.rank.ranker import Ranker
 
 OUT = Path(__file__).parent / "results"
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--in-sample", action="store_true", help="ml-100k: the wrong way, to see")
     parser.add_argument("--users", type=int, default=3000, help="synthetic")
     parser.add_argument("--rankers", nargs="+", choices=demo.RANKERS, default=demo.RANKERS)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, ALL], default=[*ARMS, ALL])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lum-epochs", type=int, help="of the user model")
     parser.add_argument("--epochs", type=int, help="of the rankers")

@@ -69,7 +69,7 @@ class Stage3:
         self,
         *,
         rankers: Sequence[str] = RANKERS,
-        arms: Sequence[str] = tuple(ARMS),
+        arms: Sequence[str] = (*ARMS, ALL),
         seeds: Sequence[int] = (0, 1, 2),
         changes: dict[str, Any] | None = None,
         on_fit: Callable[..., None] | None = None,

@@ -128,7 +128,7 @@ def run_arms(
     *,
     rankers: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int] = (0, 1, 2),
-    arms: Sequence[str] = tuple(ARMS),
+    arms: Sequence[str] = (*ARMS, ALL),
     all_rows: pa.Table | None = None,
     more: Mapping[str, npt.NDArray[np.float64]] | None = None,
     allow_in_sample: bool = False,
@@ -143,8 +143,9 @@ def run_arms(
         knowledge: as of all of them.
         rankers: by name, settings.
         seeds: of the rankers.
+        arms: some of :data:`ARMS` and :data:`ALL`.
         all_rows: ``train`` and the rows the user model was trained on: the floors' means are of
-            these, and a second base is fitted on them; None: the floors are of ``train``.
+            these, and :data:`ALL` is fitted on them; None: the floors are of ``train``.
         more: scores of the test rows to print beside, such as the best possible.
         allow_in_sample: as for :meth:`Ranker.fit`.
         on_fit: called with the contestant's name, seed and ranker.
@@ -163,7 +164,9 @@ def run_arms(
     scores = {name: line[None] for name, line in {**means, **(more or {})}.items()}
     other = shuffled(knowledge)
     for name, settings in rankers.items():
-        for arm in (*arms, *([] if all_rows is None else [ALL])):
+        for arm in arms:
+            if arm == ALL and all_rows is None:
+                continue
             lines: list[npt.NDArray[np.float64]] = []
             missing: list[npt.NDArray[np.float64]] = []
             for seed in seeds:
