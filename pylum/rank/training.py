@@ -75,12 +75,14 @@ def train(
     history: list[dict[str, float]] = []
     best: dict[str, torch.Tensor] = {}
     wide = network.wide if isinstance(network, WideDeep) else None
+    # Rows come in one order whatever else is drawn, so that arms differ in their inputs alone.
+    order = torch.Generator().manual_seed(settings.seed + 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed + 1)
         for epoch in range(settings.epochs):
             network.train()
             total = 0.0
-            for index in torch.randperm(len(batches)).split(settings.batch_rows):
+            for index in torch.randperm(len(batches), generator=order).split(settings.batch_rows):
                 rows, known = batches.at(index)
                 assert rows.labels is not None
                 read = network.read(rows)
