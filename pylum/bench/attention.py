@@ -20,26 +20,28 @@ flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 MODES = (("forward", inference, 4), ("forward + backward", training, 14))
 
 
-def entries() -> Iterator[Callable[[], Entry]]:
-    """Makers of rows; tensors are allocated when a row is made."""
+def entries() -> Iterator[tuple[str, Callable[[], Entry]]]:
+    """Ops and makers of their rows; tensors are allocated when a row is made."""
     for dtype in (torch.bfloat16, torch.float32):
         for head_dim in (64, 128):
             for length, goal in ((256, 3.0), (1024, 3.0), (4096, 2.5)):
                 for mode in (0, 1):
                     wanted = (3.0 if mode else goal) if dtype == torch.bfloat16 else 1.0
-                    yield partial(dense, dtype, head_dim, length, mode, wanted)
+                    title = f"dense causal, {MODES[mode][0]}"
+                    yield title, partial(dense, dtype, head_dim, length, mode, wanted)
         for mode in (0, 1):
             wanted = ((5.0, 8.0) if dtype == torch.bfloat16 else (2.3, 2.5))[mode]
-            yield partial(packed, dtype, mode, wanted)
+            yield f"packed causal, {MODES[mode][0]}", partial(packed, dtype, mode, wanted)
     for length, goal in ((256, 5.0), (1024, 8.0), (4096, 12.0)):
         for mode in (0, 1):
-            yield partial(silu, length, mode, 5.0 if mode else goal)
+            wanted = 5.0 if mode else goal
+            yield f"HSTU SiLU, {MODES[mode][0]}", partial(silu, length, mode, wanted)
     for dtype in (torch.bfloat16, torch.float32):
         for prefix in (512, 2048, 8192):
             for count in (1, 8, 64, 256):
-                yield partial(group_query, dtype, prefix, count)
+                yield "group query, one layer", partial(group_query, dtype, prefix, count)
         for count in (1, 8, 64, 256):
-            yield partial(warm_query, dtype, count)
+            yield "warm query, 4 layers, d 512", partial(warm_query, dtype, count)
 
 
 def qkv(rows: int, head_dim: int, dtype: torch.dtype) -> list[torch.Tensor]:

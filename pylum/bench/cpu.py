@@ -8,7 +8,7 @@ ours. With fewer flops than the product's, a share above 1 says that torch's pro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from itertools import chain
 from typing import Any
 
@@ -23,13 +23,23 @@ GEMM = 512
 OURS, PRODUCT, READ = "pylum", "gemm probe", "read probe"
 
 
-def table(only: str = "", seconds: float = 1.0, limit: int | None = None) -> list[dict[str, Any]]:
-    """Measure and print every row whose title contains ``only``.
+def table(
+    only: str = "",
+    seconds: float = 1.0,
+    limit: int | None = None,
+    *,
+    calls: int = 5,
+    processor_time: bool = False,
+) -> list[dict[str, Any]]:
+    """Measure and print the rows of every op whose name contains ``only``.
 
     Args:
-        only: part of the op's name or of its case.
-        seconds: of each contestant of a row, at least five calls.
+        only: part of the op's name.
+        seconds: of each contestant of a row.
         limit: rows at most; None: all.
+        calls: of each contestant at least.
+        processor_time: time the calling thread's use of the processor instead of the clock, for one
+            thread on a machine that others use.
 
     Returns:
         A row each: op, case, goal, milliseconds and quartiles of every contestant, the fastest
@@ -38,18 +48,19 @@ def table(only: str = "", seconds: float = 1.0, limit: int | None = None) -> lis
     torch.manual_seed(0)
     print(f"{'op':<36} {'case':<62} {'ms':>9} {'ratio':>7} {'goal':>5} {'share':>6}  fastest peer")
     rows: list[dict[str, Any]] = []
-    makers: chain[Callable[[], Entry]] = chain(attention.entries(), tables.entries())
-    for make in makers:
+    for op, make in chain(attention.entries(), tables.entries()):
         if limit is not None and len(rows) == limit:
             break
-        entry = make()
-        if only in f"{entry.op}, {entry.case}":
-            rows.append(measure(entry, seconds))
+        if only in op:
+            entry = make()
+            rows.append(measure(entry, seconds, calls, processor_time))
             print(line(rows[-1]), flush=True)
     return rows
 
 
-def measure(entry: Entry, seconds: float) -> dict[str, Any]:
+def measure(
+    entry: Entry, seconds: float, least: int = 5, processor_time: bool = False
+) -> dict[str, Any]:
     """One row of the table."""
     a = torch.randn(GEMM, GEMM).to(entry.dtype)
     read = torch.ones(max(1024, int(entry.bytes) // 4))
@@ -59,7 +70,8 @@ def measure(entry: Entry, seconds: float) -> dict[str, Any]:
         PRODUCT: lambda: a @ a,
         READ: lambda: read.dot(read),
     }
-    times = interleaved(calls, seconds=seconds)
+    clock = time.thread_time if processor_time else time.perf_counter
+    times = interleaved(calls, seconds=seconds, least=least, clock=clock)
     quartiles = {name: np.percentile(ms, [25, 50, 75]) for name, ms in times.items()}
     gflops = 2 * GEMM**3 / quartiles[PRODUCT][1] / 1e6
     gbytes = 4 * len(read) / quartiles[READ][1] / 1e6
@@ -72,6 +84,7 @@ def measure(entry: Entry, seconds: float) -> dict[str, Any]:
         "goal": entry.goal,
         "ms": {name: [round(float(x), 4) for x in q] for name, q in quartiles.items()},
         "runs": len(times[OURS]),
+        "clock": "processor" if processor_time else "wall",
         "peer": peer,
         "ratio": round(float(quartiles[peer][1] / ours), 3),
         "share": round(float(ceiling / ours), 3),

@@ -19,9 +19,17 @@ import torch
 
 
 def interleaved(
-    contestants: dict[str, Callable[[], Any]], *, seconds: float = 1.0, least: int = 5
+    contestants: dict[str, Callable[[], Any]],
+    *,
+    seconds: float = 1.0,
+    least: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
-    """Milliseconds of each call, rotating until every contestant has ``least`` and ``seconds``."""
+    """Milliseconds of each call, rotating until every contestant has ``least`` and ``seconds``.
+
+    ``clock`` may be :func:`time.thread_time`, the processor's time, where one thread computes on a
+    machine that others use.
+    """
     for call in contestants.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -29,9 +37,9 @@ def interleaved(
     limit = seconds * len(contestants)
     while min(map(len, times.values())) < least or time.perf_counter() - start < limit:
         for name, call in contestants.items():
-            begin = time.perf_counter()
+            begin = clock()
             call()
-            times[name].append(1e3 * (time.perf_counter() - begin))
+            times[name].append(1e3 * (clock() - begin))
     return {name: np.array(values) for name, values in times.items()}
 
 

@@ -16,18 +16,18 @@ LOOKUPS, ROWS, DIM = 81_920, 1_000_000, 64
 TEMPERATURE = 0.05
 
 
-def entries() -> Iterator[Callable[[], Entry]]:
-    """Makers of rows; tensors are allocated when a row is made."""
-    yield partial(gather, torch.float32)
-    yield partial(gather, torch.bfloat16)
+def entries() -> Iterator[tuple[str, Callable[[], Entry]]]:
+    """Ops and makers of their rows; tensors are allocated when a row is made."""
+    yield "embedding sequence gather", partial(gather, torch.float32)
+    yield "embedding sequence gather", partial(gather, torch.bfloat16)
     for law in ("uniform", "Zipf"):
         for rule in ("Adagrad", "AdamW"):
-            yield partial(optimiser, rule, law)
+            yield f"row-wise {rule} step", partial(optimiser, rule, law)
     for dtype, goal in ((torch.bfloat16, 4.0), (torch.float32, 2.0)):
         for batch in (4096, 8192):
-            yield partial(loss, dtype, batch, goal)
+            yield "sampled softmax, forward + backward", partial(loss, dtype, batch, goal)
     for dtype, goal in ((torch.bfloat16, 8.0), (torch.float32, 4.0)):
-        yield partial(retrieval, dtype, goal)
+        yield "top-k", partial(retrieval, dtype, goal)
 
 
 def gather(dtype: torch.dtype) -> Entry:

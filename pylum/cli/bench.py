@@ -17,10 +17,14 @@ def group() -> None:
 
 @app.command()
 def cpu(
-    only: Annotated[str, typer.Option(help="Rows whose op or case contains this.")] = "",
-    seconds: Annotated[float, typer.Option(help="Of each contestant, at least 5 calls.")] = 1.0,
+    only: Annotated[str, typer.Option(help="Ops whose name contains this.")] = "",
+    seconds: Annotated[float, typer.Option(help="Of each contestant.")] = 1.0,
+    calls: Annotated[int, typer.Option(help="Of each contestant at least.")] = 5,
     threads: Annotated[int, typer.Option(help="Of all contestants.")] = 1,
     rows: Annotated[int | None, typer.Option(help="At most; none: all.")] = None,
+    processor_time: Annotated[
+        bool, typer.Option(help="Time the processor, not the clock: one thread on a busy machine.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
 ) -> None:
     """CPU kernels beside the fastest peer, with the ratio wanted and the share of the ceiling.
@@ -35,10 +39,12 @@ def cpu(
     from pylum.bench.cpu import table
     from pylum.bench.harness import save
 
+    if processor_time and threads != 1:
+        raise ValueError(f"threads must be 1 with processor time, got {threads}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        measured = table(only, seconds, rows)
+        measured = table(only, seconds, rows, calls=calls, processor_time=processor_time)
         if json is not None:
             save(json, measured)
     finally:
