@@ -1,6 +1,12 @@
 #include "attention/attention.h"
 #include "common/attention_checks.h"
+#include "common/attention_kernel.h"
 #include "common/device_attention.h"
+
+void pylum::run_attention(const AttentionInputs& p) {
+    using namespace attention;
+    PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
+}
 
 namespace pylum::attention {
 
@@ -56,7 +62,7 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
     const AttentionInputs p =
         inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, on.threads);
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
+    run_attention(p);
 }
 
 static void check_dout(const Tensor& dout, const Tensor& q, const Tensor& v) {

@@ -1,11 +1,9 @@
 #include "common/attention_checks.h"
+#include "common/attention_kernel.h"
 #include "common/device_attention.h"
 #include "common/page_checks.h"
-#include "common/prefix_attention.h"
 
 namespace pylum::prefix_attention {
-
-void run(const AttentionInputs& p) { PYLUM_CPU_CALL_BF16(p.dtype, forward, p); }
 
 static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
                        const Tensor& k_pages, const Tensor& v_pages, const Tensor& table,
@@ -60,7 +58,7 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
     p.bias = bias.bias();
     describe_work(p, batch, on.threads);
     py::gil_scoped_release release;
-    run(p);
+    run_attention(p);
 }
 
 // int64 words and floats that forward() needs; none on a CPU.

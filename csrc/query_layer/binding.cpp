@@ -1,6 +1,6 @@
 #include "common/attention_checks.h"
+#include "common/attention_kernel.h"
 #include "common/page_checks.h"
-#include "common/prefix_attention.h"
 #include "query_layer/query_layer.h"
 
 namespace pylum::query_layer {
@@ -114,7 +114,7 @@ static void forward_py(const Tensor& x, const Tensor& offsets, const Tensor& pos
                    .threads = threads};
     py::gil_scoped_release release;
     PYLUM_CPU_CALL_BF16(p.dtype, project, p);
-    prefix_attention::run(a);
+    run_attention(a);
     PYLUM_CPU_CALL_BF16(p.dtype, complete, p);
 }
 
