@@ -11,11 +11,14 @@ namespace pylum::row_wise {
 static constexpr int64_t kMaxDim = 16'384;
 
 static void check_offsets(const Tensor& offsets, const std::string& name, int64_t bags,
-                          int64_t lookups) {
-    expect_cpu(offsets, name.c_str());
+                          int64_t lookups, const Tensor& table) {
+    expect_like(offsets, name.c_str(), table, "table");
     expect_dtype(offsets, name.c_str(), DType::kInt64);
     expect(offsets.is_shape({bags + 1}) && offsets.contiguous(), name.c_str(),
            "[bags + 1 = " + std::to_string(bags + 1) + "] int64, contiguous", offsets);
+    if (offsets.cuda) {
+        return;
+    }
     const int64_t* o = offsets.as<int64_t>();
     if (o[0] != 0 || o[bags] != lookups) {
         throw py::value_error(name + " must run from 0 to " + std::to_string(lookups) + ", got " +
@@ -32,16 +35,17 @@ static void check_offsets(const Tensor& offsets, const std::string& name, int64_
 static std::vector<Use> checked_uses(const std::vector<Tensor>& indices,
                                      const std::vector<Tensor>& grads,
                                      const std::vector<std::optional<Tensor>>& offsets,
-                                     const std::vector<bool>& means, int64_t dim) {
+                                     const std::vector<bool>& means, const Tensor& table) {
+    const int64_t dim = table.size(1);
     std::vector<Use> uses;
     for (size_t u = 0; u < indices.size(); ++u) {
         const std::string use = "uses[" + std::to_string(u) + "]";
         const std::string index_name = use + " indices", grad_name = use + " grad";
-        expect_cpu(indices[u], index_name.c_str());
+        expect_like(indices[u], index_name.c_str(), table, "table");
         expect_dtype(indices[u], index_name.c_str(), DType::kInt64);
         expect(indices[u].dims == 1, index_name.c_str(), "[lookups] int64", indices[u]);
         const int64_t lookups = indices[u].size(0);
-        expect_cpu(grads[u], grad_name.c_str());
+        expect_like(grads[u], grad_name.c_str(), table, "table");
         expect_floating(grads[u], grad_name.c_str());
         const bool bags = offsets[u].has_value();
         expect(grads[u].dims == 2 && grads[u].size(1) == dim && grads[u].last_contiguous() &&
@@ -51,7 +55,7 @@ static std::vector<Use> checked_uses(const std::vector<Tensor>& indices,
                    ", dim = " + std::to_string(dim) + "], last dimension contiguous",
                grads[u]);
         if (bags) {
-            check_offsets(*offsets[u], use + " offsets", grads[u].size(0), lookups);
+            check_offsets(*offsets[u], use + " offsets", grads[u].size(0), lookups, table);
         }
         uses.push_back({.indices = indices[u].as<int64_t>(),
                         .offsets = bags ? offsets[u]->as<int64_t>() : nullptr,
@@ -68,14 +72,19 @@ static std::vector<Use> checked_uses(const std::vector<Tensor>& indices,
 
 // Rows that are written must not share memory.
 static void expect_rows(const Tensor& t, const char* name, const std::string& wanted) {
-    expect_cpu(t, name);
     expect(t.dims == 2 && t.last_contiguous() && (t.size(0) <= 1 || t.stride(0) >= t.size(1)), name,
            wanted + ", last dimension contiguous, rows apart", t);
     expect(t.size(1) <= kMaxDim, name, "at most " + std::to_string(kMaxDim) + " wide", t);
 }
 
+// Words and rows of partials.
+static std::pair<int64_t, int64_t> workspace(const Tensor& table, int64_t lookups) {
+    return table.cuda ? std::pair(cuda_words_needed(lookups), cuda_pieces_bound(lookups))
+                      : std::pair(words_needed(lookups), pieces_bound(lookups));
+}
+
 static void run(Params& p, const std::vector<Use>& uses, const Tensor& table, const Tensor& words,
-                const Tensor& partials) {
+                const Tensor& partials, const Execution& on) {
     p.uses = uses.data();
     p.num_uses = static_cast<int64_t>(uses.size());
     p.table = table.data;
@@ -87,14 +96,23 @@ static void run(Params& p, const std::vector<Use>& uses, const Tensor& table, co
     for (const Use& use : uses) {
         lookups += use.lookups;
     }
-    expect(words.numel() >= words_needed(lookups), "words", "large enough", words);
-    expect(partials.numel() >= pieces_bound(lookups) * p.dim, "partials", "large enough", partials);
+    if (table.cuda && (p.num_uses > kMostCudaUses || lookups > kMostCudaLookups)) {
+        throw py::value_error("uses must be at most " + std::to_string(kMostCudaUses) +
+                              " with fewer than 2^32 lookups on cuda, got " +
+                              std::to_string(p.num_uses) + " with " + std::to_string(lookups));
+    }
+    const auto [num_words, pieces] = workspace(table, lookups);
+    expect(words.numel() >= num_words, "words", "large enough", words);
+    expect(partials.numel() >= pieces * p.dim, "partials", "large enough", partials);
     p.words = words.as<uint64_t>();
     p.partials = partials.as<float>();
-    bool good;
+    p.threads = on.threads;
+    p.errors = on.errors;
+    bool good = true;
+    p.good = &good;
     {
         py::gil_scoped_release release;
-        good = PYLUM_CPU_CALL(forward, p);
+        PYLUM_CALL(table, on, forward, p);
     }
     for (size_t u = 0; !good && u < uses.size(); ++u) {
         for (int64_t i = 0; i < uses[u].lookups; ++i) {
@@ -114,17 +132,18 @@ using Optionals = std::vector<std::optional<Tensor>>;
 
 static void sums_py(const Tensor& table, const Tensors& indices, const Tensors& grads,
                     const Optionals& offsets, const std::vector<bool>& means, const Tensor& words,
-                    const Tensor& partials, int threads) {
+                    const Tensor& partials, const Execution& on) {
     expect_floating(table, "table");
+    expect_device(table, "table");
     expect_rows(table, "table", "[rows, dim]");
     Params p{};
     p.rule = Rule::kSum;
-    p.threads = threads;
-    run(p, checked_uses(indices, grads, offsets, means, table.size(1)), table, words, partials);
+    run(p, checked_uses(indices, grads, offsets, means, table), table, words, partials, on);
 }
 
-static void check_state(const Tensor& state, const char* name, int64_t rows) {
-    expect_cpu(state, name);
+static void check_state(const Tensor& state, const char* name, const Tensor& table) {
+    const int64_t rows = table.size(0);
+    expect_like(state, name, table, "table");
     expect_dtype(state, name, DType::kFloat32);
     expect(state.is_shape({rows}) && state.contiguous(), name,
            "[rows = " + std::to_string(rows) + "] float32, contiguous", state);
@@ -133,30 +152,32 @@ static void check_state(const Tensor& state, const char* name, int64_t rows) {
 static void adagrad_py(const Tensor& table, const Tensor& state, const Tensors& indices,
                        const Tensors& grads, const Optionals& offsets,
                        const std::vector<bool>& means, double lr, double eps, const Tensor& words,
-                       const Tensor& partials, int threads) {
+                       const Tensor& partials, const Execution& on) {
     expect_floating(table, "table");
+    expect_device(table, "table");
     expect_rows(table, "table", "[rows, dim]");
-    check_state(state, "state", table.size(0));
+    check_state(state, "state", table);
     Params p{};
     p.rule = Rule::kAdagrad;
     p.state = state.as<float>();
     p.lr = static_cast<float>(lr);
     p.eps = static_cast<float>(eps);
-    p.threads = threads;
-    run(p, checked_uses(indices, grads, offsets, means, table.size(1)), table, words, partials);
+    run(p, checked_uses(indices, grads, offsets, means, table), table, words, partials, on);
 }
 
 static void adamw_py(const Tensor& table, const Tensor& moment, const Tensor& state,
                      const Tensors& indices, const Tensors& grads, const Optionals& offsets,
                      const std::vector<bool>& means, double lr, double beta1, double beta2,
                      double eps, double weight_decay, int64_t step, const Tensor& words,
-                     const Tensor& partials, int threads) {
+                     const Tensor& partials, const Execution& on) {
     expect_floating(table, "table");
+    expect_device(table, "table");
     expect_rows(table, "table", "[rows, dim]");
     expect_dtype(moment, "moment", DType::kFloat32);
+    expect_like(moment, "moment", table, "table");
     expect_rows(moment, "moment", "[rows, dim] float32");
     expect(moment.is_shape({table.size(0), table.size(1)}), "moment", "shaped like table", moment);
-    check_state(state, "state", table.size(0));
+    check_state(state, "state", table);
     Params p{};
     p.rule = Rule::kAdamW;
     p.state = state.as<float>();
@@ -170,16 +191,14 @@ static void adamw_py(const Tensor& table, const Tensor& moment, const Tensor& st
     p.correction1 = static_cast<float>(1.0 - std::pow(beta1, static_cast<double>(step)));
     p.sqrt_correction2 =
         static_cast<float>(std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step))));
-    p.threads = threads;
-    run(p, checked_uses(indices, grads, offsets, means, table.size(1)), table, words, partials);
+    run(p, checked_uses(indices, grads, offsets, means, table), table, words, partials, on);
 }
 
 void register_op(py::module_& m) {
     m.def("row_wise_sums", &sums_py);
     m.def("row_wise_adagrad", &adagrad_py);
     m.def("row_wise_adamw", &adamw_py);
-    m.def("row_wise_workspace",
-          [](int64_t lookups) { return std::pair(words_needed(lookups), pieces_bound(lookups)); });
+    m.def("row_wise_workspace", &workspace);
 }
 
 }  // namespace pylum::row_wise

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/cpu_features.h"
+#include "common/execution.h"
 #include "common/tensor.h"
 
 namespace pylum::row_wise {
@@ -17,7 +17,7 @@ struct Use {
     const int64_t* indices;  // [lookups], indices_stride apart
     const int64_t* offsets;  // [grad_rows + 1] non-decreasing from 0 to lookups, or null
     const void* grad;        // [grad_rows, dim], rows grad_stride apart
-    DType grad_dtype;        // float32 or bfloat16
+    DType grad_dtype;        // float32, bfloat16 or, on CUDA, float16
     bool mean;
     int64_t lookups, grad_rows, indices_stride, grad_stride;
 };
@@ -38,7 +38,7 @@ struct Params {
     int64_t num_uses;
     Rule rule;
     void* table;  // [rows, dim], rows table_stride apart
-    DType dtype;  // float32 or bfloat16
+    DType dtype;  // float32, bfloat16 or, on CUDA, float16
     int64_t rows, dim, table_stride;
     float* state;   // [rows], contiguous
     float* moment;  // [rows, dim], rows moment_stride apart
@@ -48,6 +48,8 @@ struct Params {
     uint64_t* words;                      // workspace [words_needed(lookups of all uses)]
     float* partials;                      // workspace [pieces_bound(lookups), dim]
     int threads;
+    int32_t* errors;
+    bool* good;  // cleared where a CPU kernel meets an index out of range: nothing is then written
 };
 
 // Pieces of the rows with more than kPiece lookups: at most two for each kPiece lookups.
@@ -57,7 +59,19 @@ constexpr int64_t words_needed(int64_t lookups) {
     return 2 * (lookups + 1) + 2 * pieces_bound(lookups);
 }
 
-// False where an index is out of range: nothing is then written.
-PYLUM_CPU_KERNEL(bool forward(const Params&))
+// The same on CUDA, where a bad index is left out of the update of its row.
+constexpr int64_t kSortTile = 2048;    // keys of a block of the sort
+constexpr int64_t kMostCudaUses = 32;  // they go with a kernel's arguments
+constexpr int64_t kMostCudaLookups = (int64_t{1} << 32) - 1;
+constexpr int64_t sort_tiles(int64_t lookups) { return (lookups + kSortTile - 1) / kSortTile; }
+// Two slots for the pieces that begin in each kPiece lookups, one in what is left.
+constexpr int64_t cuda_pieces_bound(int64_t lookups) { return 2 * (lookups / kPiece) + 1; }
+// Two buffers of sort keys; uint32 counts of the 256 digits in each tile and in all.
+constexpr int64_t cuda_words_needed(int64_t lookups) {
+    return 2 * lookups + 128 * (sort_tiles(lookups) + 1);
+}
+
+PYLUM_CPU_KERNEL(void forward(const Params&))
+void launch_forward(const Params& p, CUstream_st* stream);
 
 }  // namespace pylum::row_wise

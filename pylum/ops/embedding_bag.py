@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import register, run_on
 from pylum.ops.row_wise import table_gradient
 
 
@@ -27,8 +27,8 @@ def embedding_bag(
     row are summed in float32 in the order of its lookups.
 
     Args:
-        tables: at least one ``[rows_t, dim_t]`` float32 or bfloat16, last dimension contiguous,
-            rows any stride apart.
+        tables: at least one ``[rows_t, dim_t]`` float32, bfloat16 or, on CUDA, float16, last
+            dimension contiguous, rows any stride apart.
         indices: for each table ``[lookups_t]`` int64 rows, any stride.
         offsets: for each table ``[batch + 1]`` int64, contiguous, non-decreasing from 0 to
             ``lookups_t``: bag b holds the indices from ``offsets[b]`` to ``offsets[b + 1]``.
@@ -39,7 +39,8 @@ def embedding_bag(
 
     Raises:
         ValueError: a shape, device or layout is not as above, or an index is not a row of its
-            table.
+            table. On CUDA the bag of a bad index or bad offsets becomes NaN, the index's gradient
+            goes nowhere, and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
     if mode not in ("sum", "mean"):
@@ -67,9 +68,9 @@ def _out(tables, offsets):
     )
 
 
-def _cpu(tables, indices, offsets, mean):
+def _run(tables, indices, offsets, mean):
     out = _out(tables, offsets)
-    _C.embedding_bag_forward(tables, indices, offsets, mean, out, threads())
+    _C.embedding_bag_forward(tables, indices, offsets, mean, out, run_on(out))
     return out
 
 
@@ -100,7 +101,8 @@ def _backward(ctx, dout):
 
 _op = register(
     "embedding_bag(Tensor[] tables, Tensor[] indices, Tensor[] offsets, bool mean) -> Tensor",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import register, run_on
 
 
 class RowUse(NamedTuple):
@@ -16,8 +16,9 @@ class RowUse(NamedTuple):
 
     Args:
         indices: ``[lookups]`` int64 rows, any stride.
-        grad: ``[lookups, dim]``, or ``[bags, dim]`` with ``offsets``; float32 or bfloat16, last
-            dimension contiguous, rows any stride apart (a column slice of a wider gradient).
+        grad: ``[lookups, dim]``, or ``[bags, dim]`` with ``offsets``; float32, bfloat16 or, on
+            CUDA, float16, last dimension contiguous, rows any stride apart (a column slice of a
+            wider gradient).
         offsets: ``[bags + 1]`` int64, contiguous: every index of bag b has the gradient
             ``grad[b]``, divided by the bag's size where ``mode`` is ``"mean"``.
         mode: ``"sum"`` or ``"mean"``.
@@ -50,13 +51,16 @@ def row_wise_adagrad_(
     update is outside autograd, and nothing is written where an argument is wrong.
 
     Args:
-        table: ``[rows, dim]`` float32 or bfloat16, last dimension contiguous; dim at most 16,384.
+        table: ``[rows, dim]`` float32, bfloat16 or, on CUDA, float16, last dimension contiguous;
+            dim at most 16,384.
         state: ``[rows]`` float32, contiguous, zeros before the first step.
-        uses: :class:`RowUse` or ``(indices, grad, offsets or None, mode)``; none changes nothing.
+        uses: :class:`RowUse` or ``(indices, grad, offsets or None, mode)``; none changes
+            nothing; on CUDA at most 32.
         lr, eps: learning rate; added to the root.
 
     Raises:
-        ValueError: a shape, device, layout or index is not as above.
+        ValueError: a shape, device, layout or index is not as above. On CUDA a bad index, or one
+            that bad offsets give to no bag, is left out and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
     with torch.no_grad():
@@ -87,14 +91,17 @@ def row_wise_adamw_(
                       / (sqrt(state[row] / (1 - beta2 ** t)) + eps)
 
     Args:
-        table: ``[rows, dim]`` float32 or bfloat16, last dimension contiguous; dim at most 16,384.
+        table: ``[rows, dim]`` float32, bfloat16 or, on CUDA, float16, last dimension contiguous;
+            dim at most 16,384.
         moment: ``[rows, dim]`` float32, last dimension contiguous, zeros before the first step.
         state: ``[rows]`` float32, contiguous, zeros before the first step.
-        uses: :class:`RowUse` or ``(indices, grad, offsets or None, mode)``; none changes nothing.
+        uses: :class:`RowUse` or ``(indices, grad, offsets or None, mode)``; none changes
+            nothing; on CUDA at most 32.
         step: number of this step, from 1, for the bias correction.
 
     Raises:
-        ValueError: a shape, device, layout or index is not as above.
+        ValueError: a shape, device, layout or index is not as above. On CUDA a bad index, or one
+            that bad offsets give to no bag, is left out and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
     if isinstance(step, int) and step < 1:
@@ -117,19 +124,19 @@ def _lists(uses):
 
 
 def _workspace(table, indices):
-    words, pieces = _C.row_wise_workspace(sum(len(index) for index in indices))
+    words, pieces = _C.row_wise_workspace(table, sum(len(index) for index in indices))
     return (
         table.new_empty(words, dtype=torch.int64),
         table.new_empty((pieces, table.shape[1]), dtype=torch.float32),
     )
 
 
-def _sums_cpu(grad, indices, offsets, mean, rows, dtype):
+def _run_sums(grad, indices, offsets, mean, rows, dtype):
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
     out = grad.new_zeros((rows, grad.shape[1]), dtype=dtype)
     workspace = _workspace(out, [indices])
-    _C.row_wise_sums(out, [indices], [grad], [offsets], [mean], *workspace, threads())
+    _C.row_wise_sums(out, [indices], [grad], [offsets], [mean], *workspace, run_on(out))
     return out
 
 
@@ -137,17 +144,17 @@ def _sums_fake(grad, indices, offsets, mean, rows, dtype):
     return grad.new_empty((rows, grad.shape[1]), dtype=dtype)
 
 
-def _adagrad_cpu(table, state, indices, grads, offsets, means, lr, eps):
+def _run_adagrad(table, state, indices, grads, offsets, means, lr, eps):
     workspace = _workspace(table, indices)
     _C.row_wise_adagrad(
-        table, state, indices, grads, offsets, means, lr, eps, *workspace, threads()
+        table, state, indices, grads, offsets, means, lr, eps, *workspace, run_on(table)
     )
 
 
-def _adamw_cpu(table, moment, state, indices, grads, offsets, means, *numbers):
+def _run_adamw(table, moment, state, indices, grads, offsets, means, *numbers):
     workspace = _workspace(table, indices)
     _C.row_wise_adamw(
-        table, moment, state, indices, grads, offsets, means, *numbers, *workspace, threads()
+        table, moment, state, indices, grads, offsets, means, *numbers, *workspace, run_on(table)
     )
 
 
@@ -159,18 +166,21 @@ def _nothing(*_args):
 table_gradient = register(
     "table_gradient(Tensor grad, Tensor indices, Tensor? offsets, bool mean, SymInt rows, "
     "ScalarType dtype) -> Tensor",
-    cpu=_sums_cpu,
+    cpu=_run_sums,
+    cuda=_run_sums,
     fake=_sums_fake,
 )
 _USES = "Tensor[] indices, Tensor[] grads, Tensor?[] offsets, bool[] means"
 _adagrad = register(
     f"row_wise_adagrad_(Tensor(a!) table, Tensor(b!) state, {_USES}, float lr, float eps) -> ()",
-    cpu=_adagrad_cpu,
+    cpu=_run_adagrad,
+    cuda=_run_adagrad,
     fake=_nothing,
 )
 _adamw = register(
     f"row_wise_adamw_(Tensor(a!) table, Tensor(b!) moment, Tensor(c!) state, {_USES}, float lr, "
     "float beta1, float beta2, float eps, float weight_decay, SymInt step) -> ()",
-    cpu=_adamw_cpu,
+    cpu=_run_adamw,
+    cuda=_run_adamw,
     fake=_nothing,
 )

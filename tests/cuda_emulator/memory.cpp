@@ -158,9 +158,9 @@ void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code,
             const bool fresh = c.read_epoch != epoch;
             const bool same_warp = c.reader / kWarp == warp;
             c.read_by_warps = !fresh && (c.read_by_warps || !same_warp);
-            c.read_by_lanes =
-                !fresh && (c.read_by_warps || c.reader != thread ||
-                           (c.read_by_lanes && c.read_warp_epoch == warp_epoch[warp]));
+            // Reads of this warp before its last barrier are ordered before what it does now.
+            c.read_by_lanes = !fresh && same_warp && c.read_warp_epoch == warp_epoch[warp] &&
+                              (c.read_by_lanes || c.reader != thread);
             c.read_epoch = epoch;
             c.read_warp_epoch = warp_epoch[warp];
             c.reader = static_cast<uint16_t>(thread);

@@ -99,8 +99,7 @@ bool sum_bag(const Table& t, const Bag& bag, Out* out) {
 }
 
 template <typename Out>
-bool run(const Params& p) {
-    bool bad = false;
+void run(const Params& p) {
     int64_t elements = 0;
     for (int64_t t = 0; t < p.num_tables; ++t) {
         elements += p.tables[t].offsets[p.batch] * p.tables[t].dim;
@@ -123,17 +122,14 @@ bool run(const Params& p) {
             const bool good = t.dtype == DType::kFloat32 ? sum_bag<float>(t, bag, out)
                                                          : sum_bag<bfloat16>(t, bag, out);
             if (!good) {
-                __atomic_store_n(&bad, true, __ATOMIC_RELAXED);
+                __atomic_store_n(p.good, false, __ATOMIC_RELAXED);
             }
         }
     });
-    return !bad;
 }
 
 }  // namespace
 
-bool forward(const Params& p) {
-    return p.out_dtype == DType::kFloat32 ? run<float>(p) : run<bfloat16>(p);
-}
+void forward(const Params& p) { p.out_dtype == DType::kFloat32 ? run<float>(p) : run<bfloat16>(p); }
 
 }  // namespace pylum::embedding_bag::PYLUM_ISA

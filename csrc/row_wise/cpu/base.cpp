@@ -188,10 +188,11 @@ void update_rows(const Params& p, const Sorted& s, const Plan& plan, int64_t fro
 
 }  // namespace
 
-bool forward(const Params& p) {
+void forward(const Params& p) {
     const Sorted s = sort_lookups(p);
     if (!s.good || p.dim == 0) {
-        return s.good;
+        *p.good = s.good;
+        return;
     }
     const int threads = s.lookups * p.dim < kSerial ? 1 : p.threads;
     const Plan plan = plan_rows(p, s);
@@ -208,7 +209,6 @@ bool forward(const Params& p) {
             update_rows<bfloat16>(p, s, plan, from, to);
         }
     });
-    return true;
 }
 
 }  // namespace pylum::row_wise::PYLUM_ISA
