@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 
-class ModelConfig:
+class ModelConfig(ABC):
     """What the configurations of all user models have."""
 
     dim: int
@@ -50,9 +51,9 @@ class ModelConfig:
         return 0
 
     @property
+    @abstractmethod
     def cache_shape(self) -> tuple[int, int, int]:
         """Heads of keys and values, width of a key, width of a value."""
-        raise NotImplementedError
 
     def _check_types(self) -> None:
         kinds = {"int": int, "bool": bool, "str": str, "float": (int, float)}

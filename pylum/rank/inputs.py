@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -238,7 +239,7 @@ class Read:
     auxiliary: tuple[torch.Tensor, ...] = ()
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A ranker: a head answers from the rows alone, a second one corrects it by what is known.
 
     The first head is trained as if there were no knowledge, and is the answer where there is none:
@@ -258,9 +259,9 @@ class Network(nn.Module):
             nn.init.zeros_(self.informed.out.weight)
             nn.init.zeros_(self.informed.out.bias)
 
+    @abstractmethod
     def read(self, rows: Coded) -> Read:
         """The part that knowledge does not enter."""
-        raise NotImplementedError
 
     def answers(self, read: Read, known: Known | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``[B]`` logits of the rows alone, and with knowledge; None without."""
