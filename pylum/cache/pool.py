@@ -65,5 +65,7 @@ class Pool:
         return self.config.tokens_per_behaviour * behaviours
 
     def pages_for(self, behaviours: int) -> int:
-        """Pages that hold the tokens of behaviours, and what a question writes behind them."""
-        return -(-(self.tokens(behaviours) + self.config.passing_tokens) // PAGE)
+        """Pages that hold the context, the tokens of behaviours, and what a question writes behind
+        them."""
+        more = self.config.context_tokens + self.config.passing_tokens
+        return -(-(self.tokens(behaviours) + more) // PAGE)

@@ -45,8 +45,11 @@ class UserCache:
         overflow: ``"rebuild"``, or ``"sliding"`` (approximate).
 
     Raises:
-        ValueError: an argument is not as above.
+        ValueError: an argument is not as above, or the model has ``HSTUConfig.min_full``.
     """
+
+    # Whether histories grow between calls.
+    _growing = True
 
     def __init__(
         self,
@@ -66,6 +69,11 @@ class UserCache:
             raise ValueError(
                 f"overflow must be 'rebuild' for an {type(model).__name__}: sliding turns rotary "
                 "positions back, and it has none"
+            )
+        if self._growing and model.config.whole_history:
+            raise ValueError(
+                "model must be without min_full to be cached: which tokens see the whole history "
+                "changes as it grows, and with them all kept ones behind the first layer"
             )
         self.model = model
         self.max_tokens = max_tokens
@@ -240,6 +248,9 @@ class UserCache:
             computed = self._pool.tokens(events.total) - reused + len(questions)
             if isinstance(questions, Candidates):
                 computed += len(events)
+            warm = sum(slot.reused > 0 for slot in slots)
+            computed += self.model.config.context_tokens * (len(events) - warm)
+            reused += self.model.config.context_tokens * warm
             self._counts["tokens_computed"] += computed
             self._counts["tokens_reused"] += reused
             work = {
@@ -273,3 +284,9 @@ class UserCache:
         for slot in slots:
             slot.complete()
         return answers
+
+
+class RequestCache(UserCache):
+    """Keys and values shared by the passes of one request, whose histories do not change."""
+
+    _growing = False

@@ -81,4 +81,4 @@ def candidate_scores(model: HSTU, hidden: torch.Tensor) -> torch.Tensor:
 
 def candidates_asked(model: HSTU, shown: Candidates) -> Asked:
     choices = model.choice_tokens(shown.rows, shown.columns)
-    return Asked(shown.offsets, times=shown.times, choices=choices)
+    return Asked(shown.offsets, times=shown.times, choices=choices, columns=shown.columns)

@@ -39,7 +39,8 @@ class Plan:
 
     A segment is a stretch of one history that begins where the window of all of its prefixes
     begins. So a prefix sees exactly what it would see alone: where a history outgrows the model's
-    window, prefixes whose windows begin elsewhere are other segments, computed again.
+    window, prefixes whose windows begin elsewhere are other segments, computed again. So are all
+    prefixes of a model whose last tokens see more than the others (``HSTUConfig.min_full``).
 
     Args:
         order: ``[Q]`` int64 questions by user, then by visible length.
@@ -64,6 +65,8 @@ def plan(model: UserModel, questions: PrefixQuestions, batch_tokens: int) -> Pla
     starts = window_starts(model.config, visible)
     new = torch.ones(len(order), dtype=torch.bool)
     new[1:] = (users[1:] != users[:-1]) | (starts[1:] != starts[:-1])
+    if model.config.whole_history:
+        new[1:] |= visible[1:] != visible[:-1]
     first = new.nonzero().squeeze(1)
     bounds = torch.cat([first, torch.tensor([len(order)])])
     stops = visible[bounds[1:] - 1]

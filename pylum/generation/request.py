@@ -226,7 +226,8 @@ class _Request:
         """Answers, and counts of the work."""
         if self.cache is not None:
             return self.cache.answer(self.model, self.users[start:stop], whole, events, questions)
-        history = self.model.config.tokens_per_behaviour * events.total
+        config = self.model.config
+        history = config.tokens_per_behaviour * events.total + config.context_tokens * len(events)
         step = max(1, self.batch_tokens - history) if stop == start + 1 else len(questions)
         parts = []
         computed = 0

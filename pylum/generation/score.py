@@ -123,7 +123,25 @@ def _candidates(model: HSTU, candidates: Any, conditions: Any, events: Events) -
             "conditions must be one for each user or one for each candidate, got "
             f"{asked.offsets.diff().tolist()[:5]} for users with {counts.tolist()[:5]} candidates"
         )
+    _check_context(model, columns, offsets, events)
     return Candidates(rows, columns, offsets)
+
+
+def _check_context(
+    model: HSTU, columns: dict[str, torch.Tensor], offsets: torch.Tensor, events: Events
+) -> None:
+    """An empty history has the context of its candidates: it must be one."""
+    counts = offsets.diff()
+    asked = ((events.lengths == 0) & (counts > 0)).nonzero()[:, 0]
+    index = spread(offsets[asked], counts[asked])
+    first = offsets[asked].repeat_interleave(counts[asked])
+    for name in model.config.context:
+        same = columns[name][index] == columns[name][first]
+        if not bool((same | (columns[name][index].isnan() & columns[name][first].isnan())).all()):
+            raise ValueError(
+                f"conditions must have one value of {name!r}, a field of the user, for all "
+                "candidates of a user without history"
+            )
 
 
 def _passes(
@@ -132,7 +150,8 @@ def _passes(
     """Users of each pass."""
     lengths = events.lengths - window_starts(model.config, events.lengths)
     tokens = model.config.tokens_per_behaviour * lengths
-    tokens = tokens + model.config.passing_tokens + shown.offsets.diff().clamp(max=micro_batch)
+    tokens = tokens + model.config.context_tokens + model.config.passing_tokens
+    tokens = tokens + shown.offsets.diff().clamp(max=micro_batch)
     bounds = spans(tokens, batch_tokens)
     return list(itertools.pairwise(bounds))
 
@@ -151,10 +170,10 @@ def _score(
     if cache is None and steps <= 1:
         return answer(model, events, shown)
     if cache is None:
-        from pylum.cache import UserCache
+        from pylum.cache.user_cache import RequestCache
 
-        pages = -(-(2 * events.lengths + 1) // PAGE)
-        cache = UserCache(model, PAGE * int(pages.sum()))
+        pages = -(-(model.config.context_tokens + 2 * events.lengths + 1) // PAGE)
+        cache = RequestCache(model, PAGE * int(pages.sum()))
         users = list(range(len(users)))
     out = torch.empty(len(shown), len(model.config.tasks))
     for step in range(max(1, steps)):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from pylum.data.events import Events
 from pylum.data.items import ItemTable
 from pylum.data.schema import Schema
 from pylum.data.vocabs import Vocabs
@@ -49,12 +50,24 @@ class UserModel(nn.Module):
         make = (config, schema, sizes["features"], rows, items.columns)
         self.item_encoder = ItemEncoder(*make)
         self.output_encoder = None if config.tie else ItemEncoder(*make)
-        self.condition_encoder = ConditionEncoder(config, schema, sizes["conditions"])
+        self.condition_encoder = ConditionEncoder(
+            config, self._choice_schema(), sizes["conditions"]
+        )
         self.outcome_encoder = (
             OutcomeEncoder(config, schema, sizes["outcomes"]) if schema.outcomes else None
         )
         self.record = TrainingRecord()
         self._fingerprint: tuple[Any, str] | None = None
+
+    def _choice_schema(self) -> Schema:
+        """Whose conditions are of a choice."""
+        return self.schema
+
+    def standardise(self, events: Events) -> None:
+        """Take the mean and the deviation of every number from ``events``."""
+        self.condition_encoder.features.standardise(events.conditions)
+        if self.outcome_encoder is not None:
+            self.outcome_encoder.features.standardise(events.outcomes)
 
     def _make_answers(self) -> None:
         """The last layers, made after those of the subclass."""

@@ -45,10 +45,21 @@ class ModelConfig(ABC):
         return 2
 
     @property
+    def context_tokens(self) -> int:
+        """Tokens before those of the behaviours, which a cache keeps with them."""
+        return 0
+
+    @property
     def passing_tokens(self) -> int:
         """Tokens after those of the behaviours that a question writes to a cache's pages, though
         they are not kept."""
         return 0
+
+    @property
+    def whole_history(self) -> bool:
+        """What a behaviour comes to depends on how many follow it, though not on which: a prefix
+        of a history cannot be kept, nor be asked about beside longer ones."""
+        return False
 
     @property
     @abstractmethod

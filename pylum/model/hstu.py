@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from pylum import ops
-from pylum.data.events import OOV_ROW, Events
+from pylum.data.events import ANY_ROW, OOV_ROW, Events
 from pylum.data.items import ItemTable
 from pylum.data.schema import Schema
 from pylum.data.vocabs import Vocabs
 from pylum.model.base import UserModel
-from pylum.model.features import normal
+from pylum.model.features import Features, normal
 from pylum.model.hstu_config import HSTUConfig, Task
 from pylum.model.hstu_layer import Attend, HSTULayer
 from pylum.ragged import lengths_to_offsets
@@ -41,7 +41,8 @@ class Clock:
 
 
 class HSTU(UserModel):
-    """A history of ``n`` behaviours is ``p_0, ..., p_n`` (retrieval) or ``p_0, i_0, ..., p_n``.
+    """A history of ``n`` behaviours is ``p_0, ..., p_n`` (retrieval) or ``p_0, i_0, ..., p_n``,
+    behind the tokens of ``config.context``.
 
     ``p_0`` begins every sequence; ``p_k`` is what is known once behaviour ``k - 1`` has passed, and
     ``i_k`` the item of behaviour ``k`` under its conditions. Retrieval answers at ``p_k`` for the
@@ -56,7 +57,8 @@ class HSTU(UserModel):
         schema, vocabs, items: of the data; they belong to the model and are saved with it.
 
     Raises:
-        ValueError: a task's field is no category of the schema, or lacks a value.
+        ValueError: a task's field is no category of the schema, or lacks a value; a field of the
+            context is no condition.
     """
 
     config_class = HSTUConfig
@@ -68,6 +70,7 @@ class HSTU(UserModel):
     ) -> None:
         super().__init__(config, schema, vocabs, items)
         width, scale = config.width, config.initial_scale
+        self.context_encoder = _context(config, schema, vocabs)
         self.begin = normal(width, scale=scale)
         self.action_bias = normal(width, scale=scale) if config.task == "ranking" else None
         self.layers = nn.ModuleList(HSTULayer(config) for _ in range(config.layers))
@@ -87,6 +90,22 @@ class HSTU(UserModel):
         self.tasks = nn.Linear(width, len(config.tasks)) if config.tasks else None
         for i, task in enumerate(config.tasks):
             self.register_buffer(f"yes_{i}", _yes(task, schema, vocabs), persistent=False)
+
+    def _choice_schema(self) -> Schema:
+        context = self.config.context
+        kept = tuple(f for f in self.schema.conditions if f.name not in context)
+        return replace(self.schema, conditions=kept)
+
+    def standardise(self, events: Events) -> None:
+        super().standardise(events)
+        if self.context_encoder is not None:
+            self.context_encoder.standardise(events.conditions)
+
+    def context_tokens(self, columns: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
+        """``[count, fields, width]`` tokens of ``count`` users; a field left out is missing."""
+        if self.context_encoder is None:
+            return self.begin.new_empty(count, 0, self.config.width)
+        return torch.stack(self.context_encoder(columns, count), 1)
 
     def passed_tokens(
         self, events: Events, *, item_tokens: torch.Tensor | None = None
@@ -117,7 +136,8 @@ class HSTU(UserModel):
 
         Args:
             rows: ``[C]`` int64 of the item vocabulary.
-            conditions: columns of ``C`` rows by field; a field left out is ANY.
+            conditions: columns of ``C`` rows by field; a field left out is ANY, those of the
+                context are not read.
             item_tokens: ``[C, width]`` tokens of ``rows``, where they are known already.
         """
         tokens = self.item_tokens(rows) if item_tokens is None else item_tokens
@@ -134,7 +154,7 @@ class HSTU(UserModel):
         """One causal pass over packed sequences.
 
         Args:
-            x: ``[T, width]`` tokens, history tokens of a sequence before its targets.
+            x: ``[T, width]`` tokens of each sequence: context, history, targets.
             offsets: ``[B + 1]`` int64, in tokens.
             positions: ``[T]`` int64 in ``[0, config.max_tokens]``, in tokens.
             clock: of the tokens, which are both keys and rows.
@@ -143,7 +163,7 @@ class HSTU(UserModel):
         Returns:
             ``[T, width]`` hidden states.
         """
-        mask = self._mask(mask)
+        mask = self._mask(mask, len(offsets) - 1)
         bias = self._bias(clock)
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -168,6 +188,7 @@ class HSTU(UserModel):
 
         Args:
             x: ``[T, width]`` tokens; of each sequence its new history tokens, then its targets.
+                Context counts as history here.
             offsets: ``[B + 1]`` int64, in tokens.
             positions: ``[T]`` int64 in ``[0, config.max_tokens]``, in tokens.
             clock: timestamps of whole histories and targets, query times of the rows of ``x``.
@@ -182,7 +203,7 @@ class HSTU(UserModel):
             raise ValueError(
                 f"prefixes must be one per layer = {len(self.layers)}, got {len(prefixes)}"
             )
-        mask = self._mask(mask)
+        mask = self._mask(mask, len(offsets) - 1)
         rows, bias = offsets.diff(), self._bias(clock)
         targets = torch.zeros_like(rows)
         if mask is not None and isinstance(mask.num_targets, torch.Tensor):
@@ -237,10 +258,16 @@ class HSTU(UserModel):
             clock.query_times,
         )
 
-    def _mask(self, mask: ops.Mask | None) -> ops.Mask | None:
-        if not self.config.window:
-            return mask
-        return replace(mask or ops.Mask(), window=self.config.window)
+    def _mask(self, mask: ops.Mask | None, batch: int) -> ops.Mask | None:
+        config = self.config
+        if config.window:
+            mask = replace(
+                mask or ops.Mask(), window=config.window, min_full=config.min_full or None
+            )
+        if config.context:
+            count = torch.full((batch,), config.context_tokens, device=self.device)
+            mask = replace(mask or ops.Mask(), num_context=count)
+        return mask
 
     def _placed(
         self, x: torch.Tensor, positions: torch.Tensor, asked: torch.Tensor, own: torch.Tensor
@@ -257,6 +284,19 @@ class HSTU(UserModel):
         for layer, attend in zip(self.layers, attends, strict=True):
             x = layer(x, attend)
         return x
+
+
+def _context(config: HSTUConfig, schema: Schema, vocabs: Vocabs) -> Features | None:
+    """Encoder of the context's fields, each as wide as a token."""
+    kinds = {f.name: f for f in schema.conditions}
+    strangers = [name for name in config.context if name not in kinds]
+    if strangers:
+        raise ValueError(f"context must be among the conditions {[*kinds]}, got {strangers}")
+    if not config.context:
+        return None
+    sizes = {name: len(vocab) for name, vocab in vocabs.conditions.items()}
+    fields = [kinds[name] for name in config.context]
+    return Features(fields, sizes, config.width, ANY_ROW, config.initial_scale)
 
 
 def _yes(task: Task, schema: Schema, vocabs: Vocabs) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,20 +23,25 @@ class Asked:
         times: ``[Q]`` int64 seconds of the question; None: that of the last behaviour it sees.
         choices: ``[Q, width]`` candidates' tokens, for ranking: they see the whole history, at one
             time for each history. None, for retrieval: a target is ``p_v`` after ``v`` behaviours.
+        columns: of the candidates' condition fields, ``[Q]`` rows; an empty history has the context
+            of its first one. None: a missing one.
     """
 
     offsets: torch.Tensor
     visible: torch.Tensor | None = None
     times: torch.Tensor | None = None
     choices: torch.Tensor | None = None
+    columns: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of :meth:`HSTU.run`, and which of its rows are targets.
+    """The arguments of :meth:`HSTU.run`, and which of its rows are what.
 
     Args:
-        keys: ``[B]`` int64 history tokens of each sequence, cached ones included.
+        keys: ``[B]`` int64 context and history tokens of each sequence, cached ones included.
+        choices: ``[N]`` int64 rows that answer for each behaviour that is not cached: ``p_k`` of
+            retrieval, ``i_k`` of ranking. None: every row, in its order.
         targets: ``[Q]`` int64 rows.
     """
 
@@ -45,7 +51,12 @@ class Batch:
     clock: Clock
     mask: ops.Mask | None
     keys: torch.Tensor
+    choices: torch.Tensor | None
     targets: torch.Tensor
+
+    def at_choices(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[N, width]`` of hidden states ``[T, width]``."""
+        return hidden if self.choices is None else hidden.index_select(0, self.choices)
 
 
 def make_batch(
@@ -61,25 +72,38 @@ def make_batch(
     Args:
         events: ``B`` histories within the model's window.
         asked: what is asked; None: nothing.
-        reused: ``[B]`` int64 leading behaviours of each that are cached and not in the batch.
+        reused: ``[B]`` int64 leading behaviours of each that are cached and not in the batch; where
+            there are any, so is the context.
         item_tokens: ``[N, width]`` tokens of ``events.items``, where they are known already.
+
+    Raises:
+        ValueError: a target sees part of its history and the model has ``min_full``: which tokens
+            see all would depend on what comes after.
     """
-    device = events.items.device
-    per, lengths = model.config.tokens_per_behaviour, events.lengths
+    device, config = events.items.device, model.config
+    per, lengths, context = config.tokens_per_behaviour, events.lengths, config.context_tokens
     ranked = asked is not None and asked.choices is not None
     counts = torch.zeros_like(lengths) if asked is None else asked.offsets.diff()
     cached = torch.zeros_like(lengths) if reused is None else reused
     # Tokens of the history; with candidates the action that passed last is one of them.
-    history = per * lengths + int(ranked)
-    new = history - per * cached
+    history = context + per * lengths + int(ranked)
+    skipped = per * cached + context * (cached > 0)
+    new = history - skipped
     offsets = lengths_to_offsets(new + counts)
     seen = lengths.repeat_interleave(counts)
     if asked is not None and asked.visible is not None:
+        if config.min_full and not torch.equal(seen, asked.visible):
+            raise ValueError(
+                "visible must be the whole history for a model with min_full: ask after each "
+                "prefix as a history of its own"
+            )
         seen = asked.visible
-    # Of every history token: its sequence and its number there. Of the new ones, their rows.
-    owner, number = _spread(history)
-    fresh = number >= per * cached[owner]
-    rows = offsets[owner] + number - per * cached[owner]
+    # Of every token but the targets: its sequence and its number there, the context's below 0. Of
+    # the new ones, their rows.
+    owner, place = _spread(history)
+    number = place - context
+    fresh = place >= skipped[owner]
+    rows = offsets[owner] + place - skipped[owner]
     target_owner, rank = _spread(counts)
     targets = offsets[target_owner] + new[target_owner] + rank
     own, asks = _history_times(events, owner, number, per)
@@ -94,14 +118,14 @@ def make_batch(
     total = int(offsets[-1])
     key_offsets = lengths_to_offsets(history + counts)
     timestamps = own.new_empty(int(key_offsets[-1]))
-    timestamps[key_offsets[owner] + number] = own
+    timestamps[key_offsets[owner] + place] = own
     timestamps[key_offsets[target_owner] + history[target_owner] + rank] = target_own
     query_times = own.new_empty(total)
     query_times[rows[fresh]] = asks[fresh]
     query_times[targets] = target_asks
     positions = torch.empty(total, dtype=torch.int64, device=device)
-    positions[rows[fresh]] = number[fresh]
-    positions[targets] = history[target_owner] if ranked else seen
+    positions[rows[fresh]] = place[fresh]
+    positions[targets] = history[target_owner] if ranked else context + seen
     x = _tokens(
         model,
         events,
@@ -111,10 +135,13 @@ def make_batch(
         (targets, target_owner, seen),
         cached,
     )
-    mask = None
+    mask = choices = None
     if asked is not None:
         mask = ops.Mask(num_targets=counts, visible=None if ranked else seen)
-    return Batch(x, offsets, positions, Clock(timestamps, query_times), mask, history, targets)
+    if context or asked is not None or per > 1:
+        choices = rows[fresh & (number >= 0) & (number % per == per - 1)]
+    clock = Clock(timestamps, query_times)
+    return Batch(x, offsets, positions, clock, mask, history, choices, targets)
 
 
 def _spread(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,7 +153,7 @@ def _spread(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _history_times(
     events: Events, owner: torch.Tensor, number: torch.Tensor, per: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """When each history token happened, and when the one after it did."""
+    """When each history token happened, and when the one after it did; 0 for the context."""
     if not events.total:
         nothing = torch.zeros_like(number)
         return nothing, nothing
@@ -135,8 +162,8 @@ def _history_times(
     own = behaviour - (number % per == 0).long()
     index = (first + own.clamp(min=least, max=most)).clamp(max=events.total - 1)
     after = (first + behaviour.clamp(max=most)).clamp(max=events.total - 1)
-    empty = n == 0
-    return events.times[index].masked_fill(empty, 0), events.times[after].masked_fill(empty, 0)
+    none = (n == 0) | (number < 0)
+    return events.times[index].masked_fill(none, 0), events.times[after].masked_fill(none, 0)
 
 
 def _target_times(
@@ -186,11 +213,36 @@ def _tokens(
         pool.append(model.choice_tokens(part.items, part.conditions, item_tokens=item_tokens))
         chosen = 1 + len(passed) + behaviour - shift[owner]
         source = torch.where(number % 2 == 1, chosen, source)
+    context = model.config.context_tokens
+    if context:
+        source = torch.where(
+            number < 0, sum(map(len, pool)) + context * (owner + 1) + number, source
+        )
+        pool.append(_context(model, events, asked).flatten(0, 1))
     place = torch.empty(len(rows) + len(target_rows), dtype=torch.int64, device=rows.device)
     place[rows] = source
     if asked is not None and asked.choices is not None:
-        place[target_rows] = sum(map(len, pool)) + torch.arange(len(target_rows))
+        end = sum(map(len, pool))
+        place[target_rows] = torch.arange(end, end + len(target_rows), device=rows.device)
         pool.append(asked.choices)
     else:
         place[target_rows] = torch.where(seen > 0, seen - shift[target_owner], 0)
     return torch.nn.functional.embedding(place, torch.cat(pool))
+
+
+def _context(model: HSTU, events: Events, asked: Asked | None) -> torch.Tensor:
+    """``[B, fields, width]``: as of each history's first behaviour, or its first candidate."""
+    lengths, names = events.lengths, model.config.context
+    columns = {name: events.conditions[name] for name in names if name in events.conditions}
+    first, known = events.offsets[:-1].clone(), lengths > 0
+    if asked is not None and asked.columns is not None:
+        shown = (~known) & (asked.offsets.diff() > 0)
+        first = torch.where(shown, events.total + asked.offsets[:-1], first)
+        known = known | shown
+        columns = {name: torch.cat([c, asked.columns[name]]) for name, c in columns.items()}
+    rows = {name: column[first[known]] for name, column in columns.items()}
+    tokens = model.context_tokens({}, len(lengths))
+    if not bool(known.any()):
+        return tokens
+    found = model.context_tokens(rows, int(known.sum()))
+    return tokens.index_copy(0, known.nonzero()[:, 0], found.to(tokens.dtype))

@@ -46,7 +46,8 @@ class HSTUConfig(ModelConfig):
             ``1 / sqrt(head_dim)``, output of ``u * norm(attention)``. ``"production"``: norms and
             projection with weights and biases, embeddings of position and time added to the
             input, scores divided by ``sqrt(head_dim)``, output of
-            ``[u, attention, u * norm(attention)]``, SiLU on ``u`` only; ``window`` may be set.
+            ``[u, attention, u * norm(attention)]``, SiLU on ``u`` only; ``window``, ``min_full``
+            and ``context`` may be set.
         task: ``"retrieval"``: a token per behaviour, which answers for the next item;
             ``"ranking"``: item and action tokens in turn, item tokens predict ``tasks``.
         tasks: what ranking predicts.
@@ -56,7 +57,16 @@ class HSTUConfig(ModelConfig):
         max_length: behaviours the model sees: the last ones of a history. SiLU scores are divided
             by the tokens that makes, never by a batch's longest.
         window_step: as of :class:`pylum.LUMConfig`.
-        window: production: tokens a row sees, itself included; 0: all.
+        window: production: tokens a row sees, itself included (``max_attn_len`` of the published
+            code); 0: all.
+        min_full: production: the last tokens of a history that see all of it all the same, as
+            every question does (``min_full_attn_seq_len``); 0: none. Which ones these are changes
+            as a history grows, so what is deeper than the first layer cannot be kept between
+            requests: :class:`pylum.UserCache` refuses such a model.
+        context: production: condition fields of the user, not of the choice (age, country). Each
+            is a token before the history, which every row sees and the window spares, with the
+            value it has at the first behaviour the model sees, and no part of any choice's token.
+            An empty history has that of the first candidate shown, else a missing value.
         dropout: of embeddings and of each layer's gated output.
         temperature: divides the inner product of unit vectors.
         id_dropout: probability that an item with features is trained without its id.
@@ -92,6 +102,8 @@ class HSTUConfig(ModelConfig):
     max_length: int = 200
     window_step: int = 1
     window: int = 0
+    min_full: int = 0
+    context: tuple[str, ...] = ()
     dropout: float = 0.2
     temperature: float = 0.05
     id_dropout: float = 0.1
@@ -123,6 +135,7 @@ class HSTUConfig(ModelConfig):
         head_dim = self.head_dim or max(1, width // max(1, self.heads))
         buckets = 128 if self.variant == "research" else 2048
         for name, value in (
+            ("context", tuple(self.context)),
             ("tasks", tasks),
             ("width", width),
             ("head_dim", head_dim),
@@ -142,16 +155,36 @@ class HSTUConfig(ModelConfig):
                 raise ValueError(f"{name} must be at most 256, got {getattr(self, name)}")
         if self.length_alpha and not 1 < self.length_alpha <= 2:
             raise ValueError(f"length_alpha must be in (1, 2], or 0, got {self.length_alpha}")
-        if self.window < 0 or (self.window and self.variant == "research"):
-            raise ValueError(f"window must be 0, or positive in production, got {self.window}")
+        for name in ("window", "min_full"):
+            value = getattr(self, name)
+            if value < 0 or (value and self.variant == "research"):
+                raise ValueError(f"{name} must be 0, or positive in production, got {value}")
+        if self.min_full and not self.window:
+            raise ValueError(
+                f"min_full must be 0 without window, which it lifts, got {self.min_full}"
+            )
+        if self.context and self.variant == "research":
+            raise ValueError(
+                f"context must be empty, or fields in production, got {list(self.context)}"
+            )
+        if len(set(self.context)) < len(self.context):
+            raise ValueError(f"context must name each field once, got {list(self.context)}")
 
     @property
     def tokens_per_behaviour(self) -> int:
         return 2 if self.task == "ranking" else 1
 
     @property
+    def context_tokens(self) -> int:
+        return len(self.context)
+
+    @property
     def passing_tokens(self) -> int:
         return 1 if self.task == "ranking" else 0
+
+    @property
+    def whole_history(self) -> bool:
+        return self.min_full > 0
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:
@@ -159,5 +192,5 @@ class HSTUConfig(ModelConfig):
 
     @property
     def max_tokens(self) -> int:
-        """Of a history: one that begins it, and those of ``max_length`` behaviours."""
-        return 1 + self.tokens_per_behaviour * self.max_length
+        """Of a history: context, one that begins it, and those of ``max_length`` behaviours."""
+        return self.context_tokens + 1 + self.tokens_per_behaviour * self.max_length

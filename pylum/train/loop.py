@@ -213,9 +213,7 @@ def _model(cfg: ModelConfig, train: Interactions, init: UserModel | None) -> Use
     make: type[Any] = LUM if isinstance(cfg, LUMConfig) else HSTU
     if init is None:
         model = make(cfg, train.schema, train.vocabs.copy(), train.items)
-        model.condition_encoder.features.standardise(train.events.conditions)
-        if model.outcome_encoder is not None:
-            model.outcome_encoder.features.standardise(train.events.outcomes)
+        model.standardise(train.events)
         for encoder in _item_encoders(model):
             encoder.chosen.fill_(False)
         return _chosen(model, train)

@@ -135,7 +135,9 @@ class Objective:
         item_tokens = torch.nn.functional.embedding(place, tokens)
         if isinstance(model, HSTU):
             batch = make_batch(model, events, item_tokens=item_tokens)
-            hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock)
+            hidden = batch.at_choices(
+                model.run(batch.x, batch.offsets, batch.positions, batch.clock)
+            )
             if sites is None:
                 return model.answers(hidden), place
             return model.answers(hidden[sites]), place[sites]

@@ -26,7 +26,7 @@ class RankingObjective:
         tokens = model.item_tokens(events.items, unknown)
         batch = make_batch(model, events, item_tokens=tokens)
         hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock)
-        logits, labels = model.tasks(hidden[1::2]).float(), model.labels(events)
+        logits, labels = model.tasks(batch.at_choices(hidden)).float(), model.labels(events)
         known = ~labels.isnan()
         if events.targets is not None:
             known = known & events.targets[:, None]
@@ -68,7 +68,7 @@ class RankingValidation(Validation):
         events = self._rows(start, sites).to(model.device)
         shown = self.events.take(sites, torch.arange(len(sites) + 1)).to(model.device)
         choices = model.choice_tokens(shown.items, shown.conditions)
-        asked = Asked(shown.offsets, times=shown.times, choices=choices)
+        asked = Asked(shown.offsets, times=shown.times, choices=choices, columns=shown.conditions)
         batch = make_batch(model, events, asked)
         hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock, batch.mask)
         return model.tasks(hidden[batch.targets]).sigmoid()

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from pylum.data import Events
+from pylum.data import ANY_ROW, Events
 from pylum.model import HSTU, HSTUConfig, Task
 from tests.model.world import SCHEMA, Plain, make_items, make_vocabs
 
@@ -39,6 +39,7 @@ class PlainHSTU(Plain):
         parts = [
             self.feature("condition_encoder.features", f, columns[f.name], n)
             for f in SCHEMA.conditions
+            if f.name not in self.config.context
         ]
         projected = self.weights["condition_encoder.proj.weight"] @ torch.cat(parts)
         return projected + self.weights["condition_encoder.bias"]
@@ -58,8 +59,21 @@ class PlainHSTU(Plain):
     def choice(self, row: int, columns: dict, n: int) -> torch.Tensor:
         return self.item(int(row)) + self.condition_token(columns, n)
 
-    def sequence(self, events: Events, asked: int | None) -> tuple[list, list, list]:
-        """Tokens, timestamps and query times of one user's whole history."""
+    def context(self, columns: dict | None, n: int) -> list:
+        """Tokens of the user's fields, read off row ``n``."""
+        fields = {f.name: f for f in SCHEMA.conditions}
+        tokens = []
+        for name in self.config.context:
+            f, missing = fields[name], ANY_ROW if name == "scene" else torch.nan
+            column = [missing] if columns is None else columns[name]
+            value = column if isinstance(column, torch.Tensor) else torch.tensor(column)
+            tokens.append(self.feature("context_encoder", f, value, n))
+        return tokens
+
+    def sequence(
+        self, events: Events, asked: int | None, shown: tuple[dict, int] | None = None
+    ) -> tuple[list, list, list]:
+        """Tokens, timestamps and query times of one user's whole history, behind its context."""
         times = events.times.tolist()
         tokens, own = [self.weights["begin"]], [times[0] if times else (asked or 0)]
         for n, time in enumerate(times):
@@ -69,12 +83,16 @@ class PlainHSTU(Plain):
             tokens.append(self.passed(events, n))
             own.append(time)
         queries = [*own[1:], own[-1] if asked is None else asked]
-        return tokens, own, queries
+        if shown is None:
+            shown = (events.conditions if times else None, 0)
+        context = self.context(*shown)
+        none = [0] * len(context)
+        return [*context, *tokens], [*none, *own], [*none, *queries]
 
     def hidden(self, tokens: list, own: list, queries: list) -> torch.Tensor:
-        """``[T, width]``, causal."""
+        """``[T, width]`` of all tokens but the context's, causal; the last one is a target."""
         w, c = self.weights, self.config
-        production, n = c.variant == "production", len(tokens)
+        production, n, first = c.variant == "production", len(tokens), len(c.context)
         x = torch.stack(tokens)
         gaps = torch.tensor([[abs(q - t) for t in own] for q in queries])
         sees = torch.ones(n, n).tril()
@@ -84,7 +102,13 @@ class PlainHSTU(Plain):
                 roots = [min(math.isqrt(int(gaps[i, i]) // 60), c.time_buckets) for i in range(n)]
                 x = x + torch.stack([w["time_table"][r] for r in roots])
             if c.window:
-                sees = sees.triu(1 - c.window)
+                far = torch.ones(n, n).tril(-c.window).bool()
+                far[:, :first] = False
+                if c.min_full:
+                    far[max(0, n - 1 - c.min_full) :] = False
+                sees[far] = 0
+            sees[:, :first] = 1
+            sees[:first, first:] = 0
         for i in range(c.layers):
             p = f"layers.{i}."
             h = self.norm(x, p + "norm")
@@ -108,7 +132,7 @@ class PlainHSTU(Plain):
                 x = x + torch.cat([u, attention, y], 1) @ w[p + "out"].T
             else:
                 x = x + y @ w[p + "out"].T + w[p + "out_bias"]
-        return x
+        return x[first:]
 
     def bias(self, gaps: torch.Tensor) -> torch.Tensor:
         w, n = self.weights, len(gaps)
@@ -128,14 +152,21 @@ class PlainHSTU(Plain):
             y = y * self.weights[name + "_weight"] + self.weights[name + "_bias"]
         return y
 
-    def answer(self, events: Events, asked: int | None = None) -> torch.Tensor:
-        """``[n + 1, D]`` unit vectors: after each prefix of one user's history."""
-        found = self.hidden(*self.sequence(events, asked)) @ self.weights["answer.weight"].T
+    def answer(
+        self, events: Events, asked: int | None = None, user: tuple[dict, int] | None = None
+    ) -> torch.Tensor:
+        """``[n + 1, D]`` unit vectors: after each prefix of one user's history.
+
+        Args:
+            user: columns and the row of them that has the context; None: the history's first.
+        """
+        found = self.hidden(*self.sequence(events, asked, user)) @ self.weights["answer.weight"].T
         return found / found.norm(dim=1, keepdim=True)
 
     def score(self, events: Events, row: int, columns: dict, at: int, asked: int | None):
         """``[tasks]`` logits of one candidate, whose conditions are row ``at`` of ``columns``."""
-        tokens, own, queries = self.sequence(events, asked)
+        shown = None if events.total else (columns, at)
+        tokens, own, queries = self.sequence(events, asked, shown)
         time = queries[-1]
         tokens = [*tokens, self.choice(row, columns, at)]
         hidden = self.hidden(tokens, [*own, time], [*queries, time])

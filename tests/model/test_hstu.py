@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylum import ops
+from pylum import UserCache, ops
 from pylum.model import HSTU, HSTUConfig, Task
 from pylum.model.hstu_batch import Asked, make_batch
 from pylum.ragged import lengths_to_offsets
@@ -16,11 +16,27 @@ from tests.model.world import ITEMS, make_events, make_items, make_vocabs
 from tests.tolerance import MODEL
 
 TOLERANCE = MODEL[torch.float32]
+PRODUCTION = {"variant": "production"}
+CONTEXT = {"context": ("search", "scene")}
+WINDOW = {"window": 5, "min_full": 3}
+MASKS = [
+    pytest.param({}, id="research"),
+    pytest.param(PRODUCTION, id="production"),
+    pytest.param({**PRODUCTION, "window": 5}, id="window"),
+    pytest.param({**PRODUCTION, **WINDOW}, id="min-full"),
+    pytest.param({**PRODUCTION, **CONTEXT}, id="context"),
+    pytest.param({**PRODUCTION, **CONTEXT, **WINDOW}, id="context-and-masks"),
+]
+# A prefix of a history is what it is alone.
+STEADY = [case for case in MASKS if "min_full" not in case.values[0]]
 VARIANTS = [
     pytest.param({}, id="research"),
     pytest.param({"time": False}, id="research-without-time"),
     pytest.param({"variant": "production"}, id="production"),
     pytest.param({"variant": "production", "window": 6}, id="production-window"),
+    pytest.param({**PRODUCTION, "window": 6, "min_full": 4}, id="production-min-full"),
+    pytest.param({**PRODUCTION, **CONTEXT}, id="production-context"),
+    pytest.param({**PRODUCTION, **CONTEXT, **WINDOW}, id="production-context-and-masks"),
     pytest.param({"variant": "production", "time": False}, id="production-without-time"),
     pytest.param({"layers": 1, "heads": 1}, id="one-layer"),
 ]
@@ -59,8 +75,8 @@ def test_retrieval_and_its_gradients_equal_plain_float64(changes):
     model = make_hstu(**changes)
     events = make_events([5, 0, 1, 12])
     plain = PlainHSTU(model)
-    _, hidden = run(model, events)
-    found = model.answers(hidden)
+    batch, hidden = run(model, events)
+    found = model.answers(batch.at_choices(hidden))
     users = [events.users(torch.tensor([b])) for b in range(4)]
     expected = torch.cat([plain.answer(user)[: user.total] for user in users])
     assert close(found, expected)
@@ -81,8 +97,8 @@ def test_ranking_and_its_gradients_equal_plain_float64(changes):
     model = make_hstu(task="ranking", **changes)
     events = make_events([5, 0, 1, 12])
     plain = PlainHSTU(model)
-    _, hidden = run(model, events)
-    found = model.tasks(hidden[1::2])
+    batch, hidden = run(model, events)
+    found = model.tasks(batch.at_choices(hidden))
     parts = []
     for b in (0, 2, 3):
         user = events.users(torch.tensor([b]))
@@ -106,25 +122,24 @@ def test_ranking_and_its_gradients_equal_plain_float64(changes):
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=5),
     st.integers(0, 99),
-    st.sampled_from(["research", "production"]),
+    st.sampled_from([case.values[0] for case in MASKS]),
     st.sampled_from(["retrieval", "ranking"]),
 )
-def test_packed_equals_each_alone(lengths, seed, variant, task):
-    model = make_hstu(variant=variant, task=task)
+def test_packed_equals_each_alone(lengths, seed, changes, task):
+    model = make_hstu(**changes, task=task)
     events = make_events([*lengths, 3], seed)
-    per = model.config.tokens_per_behaviour
-    _, packed = run(model, events)
+    batch, packed = run(model, events)
     for b in range(len(events)):
-        rows = slice(per * int(events.offsets[b]), per * int(events.offsets[b + 1]))
+        rows = slice(int(batch.offsets[b]), int(batch.offsets[b + 1]))
         _, alone = run(model, events.users(torch.tensor([b])))
         assert torch.equal(packed[rows], alone) or close(packed[rows], alone)
 
 
-@pytest.mark.parametrize("variant", ["research", "production"])
+@pytest.mark.parametrize("changes", STEADY)
 @pytest.mark.parametrize("time", [None, 2_000_000])
-def test_a_question_is_the_last_row_of_its_prefix(variant, time):
-    """All prefixes in one pass, each as if its history ended there."""
-    model = make_hstu(variant=variant)
+def test_a_question_is_the_last_row_of_its_prefix(changes, time):
+    """All prefixes in one pass, each as if its history ended there; its user is known."""
+    model = make_hstu(**changes)
     plain = PlainHSTU(model)
     events = make_events([9, 0, 4])
     counts = [10, 1, 5]
@@ -135,20 +150,28 @@ def test_a_question_is_the_last_row_of_its_prefix(variant, time):
     for q in range(16):
         rows = torch.arange(int(visible[q])) + events.offsets[whose[q]]
         prefix = events.take(rows, torch.tensor([0, len(rows)]))
-        assert close(found[q], plain.answer(prefix, time)[-1])
+        of_user = None
+        if events.lengths[whose[q]]:
+            of_user = (events.conditions, int(events.offsets[whose[q]]))
+        assert close(found[q], plain.answer(prefix, time, of_user)[-1])
 
 
-@pytest.mark.parametrize("variant", ["research", "production"])
+@pytest.mark.parametrize("changes", MASKS)
 @pytest.mark.parametrize("time", [None, 2_000_000])
-def test_candidates_equal_each_scored_alone(variant, time):
-    model = make_hstu(variant=variant, task="ranking")
+def test_candidates_equal_each_scored_alone(changes, time):
+    model = make_hstu(**changes, task="ranking")
     plain = PlainHSTU(model)
     events = make_events([7, 0, 3])
     counts = [4, 2, 1]
     shown = make_events([7], seed=5)
-    choices = model.choice_tokens(shown.items, shown.conditions)
+    if model.config.context:
+        # The user without a history is one user, whatever he is shown.
+        for column in shown.conditions.values():
+            column[5] = column[4]
+    choices, columns = model.choice_tokens(shown.items, shown.conditions), shown.conditions
     times = None if time is None else torch.full((7,), time)
-    together = model.tasks(ask(model, events, counts, times=times, choices=choices))
+    options = {"times": times, "choices": choices, "columns": columns}
+    together = model.tasks(ask(model, events, counts, **options))
     whose = torch.repeat_interleave(torch.tensor(counts))
     for q in range(7):
         user = events.users(whose[q : q + 1])
@@ -160,19 +183,20 @@ def test_candidates_equal_each_scored_alone(variant, time):
             [1],
             times=None if times is None else times[:1],
             choices=choices[q : q + 1],
+            columns={name: column[q : q + 1] for name, column in columns.items()},
         )
         assert close(together[q], model.tasks(alone)[0])
 
 
 @pytest.mark.parametrize("task", ["retrieval", "ranking"])
-@pytest.mark.parametrize("variant", ["research", "production"])
+@pytest.mark.parametrize("changes", MASKS)
 @pytest.mark.parametrize("k", [0, 4, 9])
-def test_nothing_of_the_future_moves_a_row(task, variant, k):
-    """The row of behaviour k reads its time; ranking also its item and conditions."""
-    model = make_hstu(task=task, variant=variant)
+def test_nothing_of_the_future_moves_a_row(task, changes, k):
+    """The row of behaviour k reads its time; ranking also its item and conditions; any row what the
+    user is at the first behaviour."""
+    model = make_hstu(task=task, **changes)
     events = make_events([10])
-    per = model.config.tokens_per_behaviour
-    row = per * k + per - 1
+    row = int(make_batch(model, events).at_choices(torch.arange(30)[:, None])[k])
 
     def moved(changed):
         return not torch.equal(run(model, changed)[1][: row + 1], before[: row + 1])
@@ -181,6 +205,7 @@ def test_nothing_of_the_future_moves_a_row(task, variant, k):
     at = torch.arange(10) >= k
     later = torch.arange(10) > k
     own = later if task == "ranking" else at
+    told = own & (torch.arange(10) > 0) if model.config.context else own
     changes = {
         "outcomes": replace(
             events,
@@ -194,7 +219,7 @@ def test_nothing_of_the_future_moves_a_row(task, variant, k):
             events,
             conditions={
                 **events.conditions,
-                "scene": torch.where(own, 4, events.conditions["scene"]),
+                "scene": torch.where(told, 4, events.conditions["scene"]),
             },
         ),
         "times": replace(events, times=torch.where(later, events.times + 10**5, events.times)),
@@ -217,11 +242,11 @@ def test_one_nan_user_moves_no_other():
     assert torch.equal(before[:6], after[:6]) and torch.equal(before[13:], after[13:])
 
 
-@pytest.mark.parametrize("variant", ["research", "production"])
+@pytest.mark.parametrize("changes", STEADY)
 @pytest.mark.parametrize("task", ["retrieval", "ranking"])
-def test_cached_equals_whole_pass(variant, task):
+def test_cached_equals_whole_pass(changes, task):
     """All behaviours but some in pages, then the rest and the targets; asking leaves no trace."""
-    model = make_hstu(variant=variant, task=task)
+    model = make_hstu(**changes, task=task)
     c = model.config
     per = c.tokens_per_behaviour
     events = make_events([20, 7, 33, 0])
@@ -230,7 +255,7 @@ def test_cached_equals_whole_pass(variant, task):
     if task == "ranking":
         shown = make_events([7], seed=5)
         choices = model.choice_tokens(shown.items, shown.conditions)
-        asked = replace(asked, choices=choices)
+        asked = replace(asked, choices=choices, columns=shown.conditions)
     batch, hidden = run(model, events, asked)
     expected = hidden[batch.targets]
     with torch.inference_mode():
@@ -256,8 +281,46 @@ def test_cached_equals_whole_pass(variant, task):
     assert per * int(events.lengths.max()) <= 128
 
 
+@pytest.mark.parametrize("task", ["retrieval", "ranking"])
+def test_targets_in_several_passes_of_one_history_equal_one_pass(task):
+    """``min_full`` with pages, as M-FALCON has it: the history stays, only targets differ."""
+    model = make_hstu(**PRODUCTION, **CONTEXT, **WINDOW, task=task)
+    c, events = model.config, make_events([20, 7, 33])
+    shown = make_events([6], seed=5)
+
+    def asked(lines):
+        choices = columns = None
+        if task == "ranking":
+            columns = {name: column[lines] for name, column in shown.conditions.items()}
+            choices = model.choice_tokens(shown.items[lines], columns)
+        each = torch.tensor([0, len(lines) // 3, 2 * len(lines) // 3, len(lines)])
+        return Asked(each, times=torch.full_like(lines, 3_000_000), choices=choices)
+
+    batch, hidden = run(model, events, asked(torch.arange(6)))
+    expected = hidden[batch.targets]
+    with torch.inference_mode():
+        q, v = torch.empty(1, c.heads, c.head_dim), torch.empty(1, c.heads, c.value_dim)
+        pools = [ops.pages_like(q, v, 6) for _ in range(c.layers)]
+        table = torch.tensor([[4, 0], [2, 0], [1, 5]])
+        for step, reused in enumerate((torch.zeros_like(events.lengths), events.lengths)):
+            lines = torch.tensor([0, 2, 4]) + step
+            batch = make_batch(model, events, asked(lines), reused=reused)
+            prefixes = [ops.PagedPrefix(k, v, table, batch.keys) for k, v in pools]
+            args = (batch.x, batch.offsets, batch.positions, batch.clock, prefixes, batch.mask)
+            assert close(model.run_cached(*args)[batch.targets], expected[lines])
+
+
+def test_min_full_refuses_what_would_differ():
+    model = make_hstu(**PRODUCTION, **WINDOW)
+    visible = torch.tensor([1, 3])
+    with pytest.raises(ValueError, match="visible must be the whole history"):
+        ask(model, make_events([3]), [2], visible=visible)
+    with pytest.raises(ValueError, match="model must be without min_full to be cached"):
+        UserCache(model, 640)
+
+
 def test_save_and_load(tmp_path):
-    model = make_hstu(task="ranking", variant="production")
+    model = make_hstu(task="ranking", **PRODUCTION, **CONTEXT, **WINDOW)
     model.save_pretrained(tmp_path / "m")
     loaded = HSTU.from_pretrained(tmp_path / "m")
     assert loaded.config == model.config and loaded.config.tasks == TASKS
@@ -278,6 +341,10 @@ def test_save_and_load(tmp_path):
         ({"task": "ranking"}, ValueError, "tasks must be given with task='ranking'"),
         ({"tasks": TASKS}, ValueError, "tasks must be given with task='ranking'"),
         ({"window": 3}, ValueError, "window must be 0, or positive in production"),
+        ({"min_full": 3}, ValueError, "min_full must be 0, or positive in production"),
+        ({**PRODUCTION, "min_full": 3}, ValueError, "min_full must be 0 without window"),
+        ({"context": ("age",)}, ValueError, "context must be empty, or fields in production"),
+        ({**PRODUCTION, "context": ("a", "a")}, ValueError, "context must name each field once"),
         ({"head_dim": 300}, ValueError, "head_dim must be at most 256"),
         ({"layers": 0}, ValueError, "layers must be at least 1"),
         ({"dropout": 1.0}, ValueError, "dropout must be in"),
@@ -302,3 +369,8 @@ def test_tasks_ask_known_outcomes(task, message):
 
     with pytest.raises(ValueError, match=message):
         HSTU(HSTUConfig(task="ranking", tasks=(task,)), SCHEMA, make_vocabs(), make_items())
+
+
+def test_context_is_made_of_known_conditions():
+    with pytest.raises(ValueError, match=r"context must be among the conditions .*, got \['age'\]"):
+        make_hstu(**PRODUCTION, context=("age", "scene"))

@@ -39,7 +39,9 @@ VARIANTS = [
     pytest.param({"time": False}, id="without-time"),
     pytest.param({"variant": "production"}, id="production"),
     pytest.param({"variant": "production", "window": 9}, id="window"),
+    pytest.param({"variant": "production", "window": 9, "context": ("scene",)}, id="context"),
 ]
+MIN_FULL = {"variant": "production", "window": 9, "min_full": 6, "context": ("scene",)}
 
 
 def close(a: Ragged, b: Ragged) -> None:
@@ -47,7 +49,7 @@ def close(a: Ragged, b: Ragged) -> None:
     assert torch.equal(a.offsets, b.offsets)
 
 
-@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("changes", [*VARIANTS, pytest.param(MIN_FULL, id="min-full")])
 @pytest.mark.parametrize("query_time", [None, 1_800_000_000])
 def test_together_equals_one_by_one(changes, query_time):
     histories = {"u": history(40), "v": history(3, seed=2), "new": []}
@@ -75,18 +77,19 @@ def test_together_equals_one_by_one(changes, query_time):
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 63, 64])
 def test_cold_warm_and_uncached_agree(changes, length):
     made = model(**changes)
-    cache = UserCache(made, 4096)
+    cache, context = UserCache(made, 4096), made.config.context_tokens
     ask = ({"u": history(length)}, [f"i{n}" for n in range(9)])
     plain = score(made, *ask)
     close(score(made, *ask, cache=cache), plain)
     before = cache.stats
     assert before["tokens_reused"] == 0
-    assert before["tokens_computed"] == 2 * length + 1 + 9
+    assert before["tokens_computed"] == context + 2 * length + 1 + 9
     close(score(made, *ask, cache=cache), plain)
     after = cache.stats
-    assert after["tokens_reused"] == 2 * length
+    kept = context if length else 0
+    assert after["tokens_reused"] == kept + 2 * length
     # The action that passed last is computed each time: it reads the time of the question.
-    assert after["tokens_computed"] - before["tokens_computed"] == 1 + 9
+    assert after["tokens_computed"] - before["tokens_computed"] == context - kept + 1 + 9
     later = 1_900_000_000
     close(score(made, *ask, query_time=later, cache=cache), score(made, *ask, query_time=later))
     close(score(made, *ask, cache=cache), plain)
@@ -96,7 +99,7 @@ def test_cold_warm_and_uncached_agree(changes, length):
 @given(st.data())
 def test_any_sequence_of_requests_equals_uncached(data):
     """Appends, edits, deletions and evictions, in a cache that is too small for all."""
-    made = model(variant=data.draw(st.sampled_from(["research", "production"])))
+    made = model(**data.draw(st.sampled_from([case.values[0] for case in VARIANTS])))
     cache = UserCache(made, data.draw(st.sampled_from([64, 192, 100_000])))
     events = {f"u{i}": history(data.draw(st.integers(0, 70)), seed=i) for i in range(3)}
     for _ in range(4):
@@ -147,9 +150,16 @@ def test_candidates_are_never_written():
     assert cache.stats["tokens"] == kept
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_micro_batches_change_nothing(cached):
-    made = model()
+@pytest.mark.parametrize(
+    ("changes", "cached"),
+    [
+        pytest.param({}, False, id="uncached"),
+        pytest.param({}, True, id="cached"),
+        pytest.param(MIN_FULL, False, id="min-full"),
+    ],
+)
+def test_micro_batches_change_nothing(changes, cached):
+    made = model(**changes)
     histories = {"u": history(40), "v": history(9), "w": []}
     shown = [[f"i{n}" for n in range(17)], ["i3"], []]
     whole = score(made, histories, shown)
@@ -216,6 +226,18 @@ def test_errors_name_the_argument(arguments, error, message):
     }
     with pytest.raises(error, match=message):
         score(**full)
+
+
+def test_a_user_without_history_has_one_context():
+    made = model(variant="production", context=("scene",))
+    home, cart = (score(made, {"u": []}, ["i1"], {"scene": [s]}).values for s in ("home", "cart"))
+    assert float((home - cart).abs().min()) > 1e-3
+    both = {"scene": Ragged(["home", "cart"], torch.tensor([0, 2]))}
+    with pytest.raises(ValueError, match="conditions must have one value of 'scene'"):
+        score(made, {"u": []}, ["i1", "i1"], both)
+    # With a history, that is what the user is; a candidate's own value is not read.
+    alike = score(made, {"u": history(3)}, ["i1", "i1"], both).values
+    assert torch.equal(alike[0], alike[1])
 
 
 def test_models_are_not_mixed_up():
