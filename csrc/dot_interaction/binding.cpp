@@ -4,8 +4,8 @@
 
 namespace pylum::dot_interaction {
 
-static Params check(const Tensor& vectors, int threads) {
-    expect_cpu(vectors, "vectors");
+static Params check(const Tensor& vectors, const Execution& on) {
+    expect_device(vectors, "vectors");
     expect_floating(vectors, "vectors");
     expect(vectors.dims == 3 && vectors.size(2) <= kMaxDim && vectors.contiguous(), "vectors",
            "[batch, count, dim at most 512], contiguous", vectors);
@@ -17,19 +17,20 @@ static Params check(const Tensor& vectors, int threads) {
             .batch = vectors.size(0),
             .count = vectors.size(1),
             .dim = vectors.size(2),
-            .threads = threads};
+            .threads = on.threads};
 }
 
-static void forward_py(const Tensor& vectors, const Tensor& out, int threads) {
-    Params p = check(vectors, threads);
+static void forward_py(const Tensor& vectors, const Tensor& out, const Execution& on) {
+    Params p = check(vectors, on);
     p.out = out.data;
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(forward, p);
+    PYLUM_CALL(vectors, on, forward, p);
 }
 
 static void backward_py(const Tensor& dout, const Tensor& vectors, const Tensor& dvectors,
-                        int threads) {
-    Params p = check(vectors, threads);
+                        const Execution& on) {
+    Params p = check(vectors, on);
+    expect_like(dout, "dout", vectors, "vectors");
     if (dout.dtype != vectors.dtype) {
         fail_type("dout", std::string(dtype_name(vectors.dtype)) + " like vectors", dout);
     }
@@ -39,7 +40,7 @@ static void backward_py(const Tensor& dout, const Tensor& vectors, const Tensor&
     p.dout = dout.data;
     p.dvectors = dvectors.data;
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(backward, p);
+    PYLUM_CALL(vectors, on, backward, p);
 }
 
 void register_op(py::module_& m) {

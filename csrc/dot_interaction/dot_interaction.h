@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/cpu_features.h"
+#include "common/execution.h"
 #include "common/tensor.h"
 
 namespace pylum::dot_interaction {
@@ -15,11 +15,13 @@ struct Params {
     const void* dout;     // [batch, count (count - 1) / 2], backward only
     void* out;            // [batch, count (count - 1) / 2], forward only
     void* dvectors;       // [batch, count, dim], backward only
-    DType dtype;          // of all: float32 or bfloat16; arithmetic is float32
+    DType dtype;          // of all: float32, bfloat16 or, on CUDA, float16; sums are float32
     int64_t batch, count, dim;
     int threads;
 };
 
 PYLUM_CPU_KERNEL(void forward(const Params&); void backward(const Params&))
+void launch_forward(const Params& p, CUstream_st* stream);
+void launch_backward(const Params& p, CUstream_st* stream);
 
 }  // namespace pylum::dot_interaction

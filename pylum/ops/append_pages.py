@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import register, run_on
 from pylum.ops.pages import PagedPrefix
 
 
@@ -31,7 +31,8 @@ def append_pages(
 
     Args:
         prefix: pools and table; the pages of the tokens written must stand in the table.
-        k: ``[total, kv_heads, head_dim]``, dtype of the pools, last dimension contiguous.
+        k: ``[total, kv_heads, head_dim]`` float32, bfloat16 or, on CUDA, float16, dtype of the
+            pools, last dimension contiguous.
         v: ``[total, kv_heads, value_dim]``, dtype of ``k``, last dimension contiguous.
         offsets: ``[batch + 1]`` int64, cumulative numbers of new tokens.
         starts: ``[batch]`` int64, tokens each sequence holds before.
@@ -40,15 +41,17 @@ def append_pages(
         cos, sin: ``[angles, head_dim / 2]`` float32; default: keys are written as they come.
 
     Raises:
-        ValueError: a shape, device, layout, page or position is not as above.
+        ValueError: a shape, device, layout, page or position is not as above. On CUDA a token
+            without a page is not written, a key without an angle is NaN, and :func:`pylum.check`
+            raises.
         TypeError: a dtype is not as above.
     """
     _op(prefix.k, prefix.v, prefix.table, k, v, offsets, starts, positions, cos, sin)
 
 
-def _cpu(k_pages, v_pages, table, k, v, offsets, starts, positions, cos, sin):
+def _run(k_pages, v_pages, table, k, v, offsets, starts, positions, cos, sin):
     _C.append_pages_forward(
-        k_pages, v_pages, table, k, v, offsets, starts, positions, cos, sin, threads()
+        k_pages, v_pages, table, k, v, offsets, starts, positions, cos, sin, run_on(k)
     )
 
 
@@ -59,6 +62,7 @@ def _fake(k_pages, v_pages, table, k, v, offsets, starts, positions, cos, sin):
 _op = register(
     "append_pages(Tensor(a!) k_pages, Tensor(b!) v_pages, Tensor table, Tensor k, Tensor v, "
     "Tensor offsets, Tensor starts, Tensor? positions, Tensor? cos, Tensor? sin) -> ()",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
 )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import register, run_on
 
 
 def dot_interaction(vectors: torch.Tensor) -> torch.Tensor:
     """The dots of each vector of a row with those before it (section 2.1 of arXiv 1906.00091).
 
     Args:
-        vectors: ``[batch, count, dim]`` float32 or bfloat16, contiguous, dim at most 512.
+        vectors: ``[batch, count, dim]`` float32, bfloat16 or, on CUDA, float16, contiguous, dim at
+            most 512.
 
     Returns:
         ``[batch, count (count - 1) / 2]``, dtype of ``vectors``: the strict lower triangle of
@@ -27,9 +28,9 @@ def dot_interaction(vectors: torch.Tensor) -> torch.Tensor:
     return _op(vectors)
 
 
-def _cpu(vectors):
+def _run(vectors):
     out = _fake(vectors)
-    _C.dot_interaction_forward(vectors, out, threads())
+    _C.dot_interaction_forward(vectors, out, run_on(vectors))
     return out
 
 
@@ -46,9 +47,9 @@ def _backward(ctx, dout):
     return _backward_op(dout, *ctx.saved_tensors)
 
 
-def _backward_cpu(dout, vectors):
+def _run_backward(dout, vectors):
     dvectors = torch.empty_like(vectors)
-    _C.dot_interaction_backward(dout.contiguous(), vectors, dvectors, threads())
+    _C.dot_interaction_backward(dout.contiguous(), vectors, dvectors, run_on(vectors))
     return dvectors
 
 
@@ -58,13 +59,15 @@ def _backward_fake(dout, vectors):
 
 _op = register(
     "dot_interaction(Tensor vectors) -> Tensor",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
 )
 _backward_op = register(
     "dot_interaction_backward(Tensor dout, Tensor vectors) -> Tensor",
-    cpu=_backward_cpu,
+    cpu=_run_backward,
+    cuda=_run_backward,
     fake=_backward_fake,
 )

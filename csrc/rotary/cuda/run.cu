@@ -2,6 +2,7 @@
 // once and written once: bound by memory.
 #include "common/cuda/launch.h"
 #include "common/cuda/numeric.h"
+#include "common/cuda/rotation.h"
 #include "rotary/rotary.h"
 
 namespace pylum::rotary {
@@ -15,18 +16,10 @@ constexpr int kItems = 4 * kThreads;  // of a block, about
 template <typename T, int kCount>
 __device__ void turn(const T* from, T* to, const float* cos, const float* sin, bool known,
                      float sign, int64_t half) {
-    const auto a = load_pack<kCount>(from), b = load_pack<kCount>(from + half);
-    Pack<T, kCount> x, y;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-        const float c = known ? cos[i] : quiet_nan();
-        const float s = known ? sin[i] * sign : quiet_nan();
-        const float first = to_float(a.at[i]), second = to_float(b.at[i]);
-        x.at[i] = from_float<T>(first * c - second * s);
-        y.at[i] = from_float<T>(second * c + first * s);
-    }
-    store_pack<kCount>(to, x);
-    store_pack<kCount>(to + half, y);
+    auto a = load_pack<kCount>(from), b = load_pack<kCount>(from + half);
+    rotate<T, kCount>(a, b, cos, sin, known, sign);
+    store_pack<kCount>(to, a);
+    store_pack<kCount>(to + half, b);
 }
 
 template <typename T, int kCount>
