@@ -13,6 +13,12 @@ FLOOR = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 # A whole model on unit-norm answers: grouped, cached, packed, shuffled or alone.
 MODEL = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
+# What hardware may err, relative to the sum of the absolute values added (the matrix unit keeps at
+# least 24 bits of each sum and cuts the rest) and to the result (the PTX manual's figures of
+# ex2.approx.ftz, rcp.approx.ftz and tanh.approx, and half a unit of the emulator's own rounding).
+MATRIX_UNIT = 2**-20
+SPECIAL_FUNCTIONS = {"exp2": 2**-22 + 2**-24, "reciprocal": 2**-23 + 2**-24, "tanh": 2**-11}
+
 
 def assert_close(actual: torch.Tensor, reference: torch.Tensor, plain: torch.Tensor) -> None:
     """``actual`` against the float64 ``reference``, no worse than twice ``plain`` PyTorch.

@@ -21,6 +21,10 @@ namespace planted {
 void run(const std::string& name, bool bug, uintptr_t data, int64_t size);
 }
 
+namespace golden {
+void run(const std::string& name, const uint32_t* in, uint32_t* out, int64_t cases);
+}
+
 namespace {
 
 struct HostAsCuda {
@@ -57,6 +61,10 @@ PYBIND11_MODULE(_emulated, m) {
     m.def("clear_memory", &emulator::clear_memory);
     m.def("set_backwards", [](bool on) { emulator::backwards = on; });
     m.def("planted", &planted::run);
+    m.def("golden", [](const std::string& name, uintptr_t in, uintptr_t out, int64_t cases) {
+        golden::run(name, reinterpret_cast<const uint32_t*>(in), reinterpret_cast<uint32_t*>(out),
+                    cases);
+    });
 #define PYLUM_ROOM(room) pylum::room::register_op(m);
 #include "rooms.inc"
 }

@@ -6,6 +6,8 @@
 namespace pylum::row_wise {
 namespace {
 
+constexpr int kBlocks =
+    2;  // of a multiprocessor: left alone, ptxas keeps to 64 registers and spills
 constexpr int kPositions = 4;
 constexpr int kAhead = 4;  // gradients whose loads are under way at once
 constexpr int kHeld = 4;   // parts of a row's sum that a lane holds
@@ -269,7 +271,7 @@ __device__ void update_row(const Rows& r, const Uses& uses, int64_t row, int64_t
 }
 
 template <typename T, bool kWide>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     update_kernel(const Rows r, const __grid_constant__ Uses uses) {
     const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;
     const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
@@ -295,7 +297,7 @@ __device__ inline int64_t begin_of(const Rows& r, int64_t row, int64_t at) {
 
 // One warp per slot of partials: the sum of the piece of a long row that it stands for, if any.
 template <bool kWide>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     piece_kernel(const Rows r, const __grid_constant__ Uses uses, int64_t slots) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int64_t warps = static_cast<int64_t>(gridDim.x) * kWarps;

@@ -137,11 +137,11 @@ inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
     emulator::warp_operation(~0u, multiply_warp_tf32, &m, place);
 }
 
-inline float exp2_fast(float x) {
-    const float y = std::exp2(x);
-    return y < 1.17549435e-38f ? 0.0f : y;
+inline float flushed(float x) {
+    return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x;
 }
-inline float reciprocal_fast(float x) { return 1.0f / x; }
+inline float exp2_fast(float x) { return flushed(std::exp2(flushed(x))); }
+inline float reciprocal_fast(float x) { return flushed(1.0f / flushed(x)); }
 inline float tanh_fast(float x) { return std::tanh(x); }
 
 }  // namespace pylum::cuda
