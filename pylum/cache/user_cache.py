@@ -228,7 +228,7 @@ class UserCache:
             questions: of each user.
 
         Returns:
-            ``[Q, D]`` answers or ``[Q, tasks]`` probabilities; counts of tokens computed and
+            ``[Q, D]`` answers or ``[Q, tasks]`` predictions; counts of tokens computed and
             reused, and of approximate users.
         """
         with self._lock:

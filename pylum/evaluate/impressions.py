@@ -134,6 +134,9 @@ def compare(
 
 
 def _interval(line: Floats, level: float) -> Interval:
+    if np.isnan(line[1:]).all():
+        # GAUC where no user has both labels.
+        return Interval(float(line[0]), float("nan"), float("nan"), level)
     low, high = np.nanquantile(line[1:], [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(line[0]), float(low), float(high), level)
 

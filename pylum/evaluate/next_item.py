@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pylum.data.interactions import Interactions
 from pylum.evaluate import floors, metrics
 from pylum.evaluate.intervals import SAMPLES, Interval, bootstrap
+from pylum.evaluate.ranking import RankingReport, evaluate_ranking
 from pylum.evaluate.report import Report
 from pylum.evaluate.scoring import (
     MISSED,
@@ -25,6 +26,7 @@ from pylum.generation.request import BATCH_TOKENS
 from pylum.model import HSTU, UserModel
 
 PROTOCOLS = ("loo-full", "global-time")
+RANKING = (*PROTOCOLS, "rest-auc", "din-auc")
 
 
 def evaluate(
@@ -39,16 +41,20 @@ def evaluate(
     samples: int = SAMPLES,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
-) -> Report:
+) -> Report | RankingReport:
     """Next-item accuracy in the full catalogue, with floors and intervals.
 
     Each target event of ``test`` is ranked after the earlier events of its user, in row order.
     The user's seen items are removed, so a target that was seen before can only be missed; so can
     one the model does not know. Both are counted.
 
+    An HSTU trained for ranking is scored on its tasks instead: what it says of each target event at
+    its own time and under its own conditions, beside what came of it.
+
     Args:
         model: a model, or one for each seed; the intervals are then over seeds and users.
-        test: a part made by ``Interactions.split("loo-full")`` or ``("global-time")``.
+        test: a part made by ``Interactions.split("loo-full")`` or ``("global-time")``, for ranking
+            also ``("rest-auc")`` or ``("din-auc")``.
         k: cut of HR and NDCG.
         conditions: what is asked of each event. ``"true"``: its own conditions, an oracle where a
             condition is derived from the item; ``"any"``: none; a list of fields: its own values
@@ -63,6 +69,9 @@ def evaluate(
     Returns:
         HR@k, NDCG@k and MRR of the model and of popularity, overall and per condition, each with
         a 95 % interval from a bootstrap over users, and the model's paired gain over each floor.
+        For ranking a :class:`RankingReport`: of each yes or no AUC, GAUC, log loss and NE, of each
+        number MSE and MAE. ``k``, ``conditions``, ``exclude`` and ``query_time`` are of the next
+        item and then not read.
 
     Raises:
         ValueError: ``test`` is no part of a known protocol or has no target; the model was trained
@@ -73,16 +82,18 @@ def evaluate(
     for each in models:
         if not isinstance(each, UserModel):
             raise TypeError(f"model must be a pylum.LUM or pylum.HSTU, got {type(each).__name__}")
-        if isinstance(each, HSTU) and each.config.task != "retrieval":
-            raise ValueError(
-                "model must be trained for retrieval, got an HSTU for ranking: its probabilities "
-                "come from pylum.score"
-            )
     if not models:
         raise ValueError("model must be at least one model, got none")
+    rankers = [m for m in models if isinstance(m, HSTU) and m.config.task == "ranking"]
+    if rankers and len(rankers) < len(models):
+        raise ValueError("model must be models for ranking or models for retrieval, got both")
     measures = _metrics(k)
-    _check(test, models, allow_in_sample)
+    _check(test, models, RANKING if rankers else PROTOCOLS, allow_in_sample)
     scored = targets_of(test)
+    if rankers:
+        return evaluate_ranking(
+            rankers, test, scored, samples=samples, seed=seed, batch_tokens=batch_tokens
+        )
     whole = test.whole
     assert whole is not None
     train = training_part(test)
@@ -149,12 +160,17 @@ def _metrics(k: int) -> dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[np.fl
     }
 
 
-def _check(test: Interactions, models: Sequence[UserModel], allow_in_sample: bool) -> None:
+def _check(
+    test: Interactions,
+    models: Sequence[UserModel],
+    protocols: Sequence[str],
+    allow_in_sample: bool,
+) -> None:
     if not isinstance(test, Interactions):
         raise TypeError(f"test must be Interactions, got {type(test).__name__}")
-    if test.whole is None or test.protocol not in PROTOCOLS:
+    if test.whole is None or test.protocol not in protocols:
         raise ValueError(
-            f"test must be a part made by split({' or '.join(map(repr, PROTOCOLS))}), "
+            f"test must be a part made by split({' or '.join(map(repr, protocols))}), "
             f"got {test.protocol or 'a whole data set'}"
         )
     if not test.num_targets:

@@ -60,14 +60,10 @@ class Report:
         rows = [["", *metrics]]
         rows += [[name, *map(str, self.values[name].values())] for name in self.values]
         rows += [
-            [f"gain over {name}", *(_signed(interval) for interval in row.values())]
+            [f"gain over {name}", *(signed(interval) for interval in row.values())]
             for name, row in self.gains.items()
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines += aligned(rows)
         over = f"{self.seeds} seeds and users" if self.seeds > 1 else "users"
         lines.append(f"Brackets: 95 % intervals, bootstrap over {over}.")
         return "\n".join(lines)
@@ -88,5 +84,15 @@ class Report:
         return json.dumps(self.to_dict(), indent=1)
 
 
-def _signed(gain: Interval) -> str:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of a table, columns below each other."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def signed(gain: Interval) -> str:
+    """With its sign and its bounds."""
     return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"

@@ -74,9 +74,9 @@ def hstu_hidden(
 
 
 def candidate_scores(model: HSTU, hidden: torch.Tensor) -> torch.Tensor:
-    """``[Q, tasks]`` float32 probabilities."""
+    """``[Q, tasks]`` float32 probabilities, and numbers in their own unit."""
     assert model.tasks is not None
-    return model.tasks(hidden).float().sigmoid()
+    return model.tasks.predictions(hidden)
 
 
 def candidates_asked(model: HSTU, shown: Candidates) -> Asked:

@@ -155,7 +155,7 @@ def answer(
     reused: torch.Tensor | None = None,
     prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
-    """``[Q, D]`` unit vectors, or ``[Q, tasks]`` probabilities of candidates.
+    """``[Q, D]`` unit vectors, or ``[Q, tasks]`` predictions for candidates.
 
     Args:
         events: histories within the model's window.

@@ -42,7 +42,7 @@ def score(
     micro_batch: int = MICRO_BATCH,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Ragged:
-    """Probabilities of the model's tasks for candidates, each as if it were the user's next choice.
+    """The model's tasks for candidates, each as if it were the user's next choice.
 
     A candidate sees the user's history and itself, never another candidate, so scoring many is
     scoring each alone. They go through in micro-batches that share the history's keys and values,
@@ -64,8 +64,9 @@ def score(
         batch_tokens: tokens of one pass; a pass holds whole users.
 
     Returns:
-        ``B`` ragged rows of float32 probabilities in the order of the candidates: values ``[C]``,
-        or ``[C, tasks]`` in the order of ``model.config.tasks`` where there are several.
+        ``B`` ragged rows of float32 in the order of the candidates, probabilities of yes or
+        numbers in their own unit: values ``[C]``, or ``[C, tasks]`` in the order of
+        ``model.config.tasks`` where there are several.
 
     Raises:
         ValueError, TypeError: an argument is not as above; the message names it.

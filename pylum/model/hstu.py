@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from pylum import ops
-from pylum.data.events import ANY_ROW, OOV_ROW, Events
+from pylum.data.events import ANY_ROW, Events
 from pylum.data.items import ItemTable
 from pylum.data.schema import Schema
 from pylum.data.vocabs import Vocabs
 from pylum.model.base import UserModel
 from pylum.model.features import Features, normal
-from pylum.model.hstu_config import HSTUConfig, Task
+from pylum.model.hstu_config import HSTUConfig
 from pylum.model.hstu_layer import Attend, HSTULayer
+from pylum.model.hstu_tasks import TaskHead
 from pylum.ragged import lengths_to_offsets
 
 # Production's time embedding has a row for each minute's square: sqrt(gap / 60).
@@ -57,8 +58,8 @@ class HSTU(UserModel):
         schema, vocabs, items: of the data; they belong to the model and are saved with it.
 
     Raises:
-        ValueError: a task's field is no category of the schema, or lacks a value; a field of the
-            context is no condition.
+        ValueError: a task's field is no such outcome of the schema, or lacks a value; a field of
+            the context is no condition.
     """
 
     config_class = HSTUConfig
@@ -87,9 +88,7 @@ class HSTU(UserModel):
             thresholds = SQUARE_SECONDS * torch.arange(1, buckets + 1) ** 2
         self.register_buffer("thresholds", thresholds, persistent=False)
         self._make_answers()
-        self.tasks = nn.Linear(width, len(config.tasks)) if config.tasks else None
-        for i, task in enumerate(config.tasks):
-            self.register_buffer(f"yes_{i}", _yes(task, schema, vocabs), persistent=False)
+        self.tasks = TaskHead(width, config.tasks, schema, vocabs) if config.tasks else None
 
     def _choice_schema(self) -> Schema:
         context = self.config.context
@@ -100,6 +99,8 @@ class HSTU(UserModel):
         super().standardise(events)
         if self.context_encoder is not None:
             self.context_encoder.standardise(events.conditions)
+        if self.tasks is not None:
+            self.tasks.standardise(events.outcomes)
 
     def context_tokens(self, columns: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
         """``[count, fields, width]`` tokens of ``count`` users; a field left out is missing."""
@@ -227,14 +228,6 @@ class HSTU(UserModel):
         x = self._placed(x, positions, clock.query_times, clock.timestamps[keys])
         return self._pass(x, [partial(attend, prefix) for prefix in prefixes])
 
-    def labels(self, events: Events) -> torch.Tensor:
-        """``[N, tasks]`` float32: 1 for yes, 0 for no, NaN where the outcome is unknown."""
-        columns = []
-        for i, task in enumerate(self.config.tasks):
-            rows = events.outcomes[task.field]
-            columns.append(torch.where(rows > 0, getattr(self, f"yes_{i}")[rows], torch.nan))
-        return torch.stack(columns, 1)
-
     @property
     def _score(self) -> dict[str, Any]:
         research = self.config.variant == "research"
@@ -297,21 +290,3 @@ def _context(config: HSTUConfig, schema: Schema, vocabs: Vocabs) -> Features | N
     sizes = {name: len(vocab) for name, vocab in vocabs.conditions.items()}
     fields = [kinds[name] for name in config.context]
     return Features(fields, sizes, config.width, ANY_ROW, config.initial_scale)
-
-
-def _yes(task: Task, schema: Schema, vocabs: Vocabs) -> torch.Tensor:
-    """``[rows]`` float32: 1 for the outcomes that mean yes."""
-    kinds = {f.name: f.kind for f in schema.outcomes}
-    if kinds.get(task.field) != "category":
-        raise ValueError(
-            f"task {task.name!r} must ask a category among the outcomes {kinds}, got {task.field!r}"
-        )
-    vocab = vocabs.outcomes[task.field]
-    rows = torch.from_numpy(vocab.rows(list(task.values), f"values of task {task.name!r}"))
-    if not bool((rows != OOV_ROW).all()):
-        raise ValueError(
-            f"task {task.name!r} must have values that {task.field!r} takes, got {task.values}"
-        )
-    yes = torch.zeros(len(vocab))
-    yes[rows] = 1.0
-    return yes

@@ -12,23 +12,26 @@ SELECTORS = ("recency", "greedy", "uniform")
 
 @dataclass(frozen=True)
 class Task:
-    """A yes or no question about a past choice, e.g. ``Task("liked", "rating", (4, 5))``.
+    """What a past choice came to: a yes or no, e.g. ``Task("liked", "rating", (4, 5))``, or a
+    number, e.g. ``Task("watched", "seconds")``: engagement and consumption of arXiv 2402.17152.
 
     Args:
         name: of the task.
-        field: an outcome field that is a category.
+        field: an outcome field: a category, or a number where ``values`` is empty.
         values: raw values of the field that mean yes. A choice whose outcome is unknown has no
             label.
     """
 
     name: str
     field: str
-    values: tuple[Any, ...]
+    values: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))
-        if not self.values:
-            raise ValueError(f"task {self.name!r} must have values that mean yes, got none")
+
+    @property
+    def binary(self) -> bool:
+        return bool(self.values)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pylum.data.interactions import Interactions
 from pylum.data.protocols import part
-from pylum.evaluate import evaluate
+from pylum.evaluate import Report, evaluate
 from pylum.evaluate.likelihood import cross_entropy
 from pylum.model import LUM, LUMConfig
 from pylum.train import pretrain
@@ -151,6 +151,7 @@ def _run(
     seconds = time.perf_counter() - begin
     inner, tables = _sizes(model)
     measured = evaluate(model, test, k=k, samples=1)
+    assert isinstance(measured, Report)
     return {
         "setting": place,
         "seed": seed,

@@ -66,7 +66,8 @@ def pretrain(
         cfg: the model's shape and what it is trained to do; a LUM or an HSTU.
         train: behaviours; ``train.events.targets`` says which are predicted.
         valid: a part of the same data. After each epoch its targets are ranked, and the weights
-            with the best NDCG@10 are returned; for HSTU's ranking, those with the best AUC.
+            with the best NDCG@10 are returned; for HSTU's ranking, those with the best AUC, or
+            the best ``r2`` where it predicts numbers alone.
         epochs: passes over ``train``. ``"auto"``: until ``patience`` epochs brought no better
             NDCG@10 (at most 200); 30 without ``valid``.
         lr: peak learning rate.
@@ -93,8 +94,8 @@ def pretrain(
         progress: show a progress bar.
         tensorboard: folder of event files; needs ``pip install pylum[tensorboard]``.
         on_epoch: called after each epoch with its ``epoch``, ``steps``, ``loss``, ``seconds`` of
-            training so far and, with ``valid``, ``ndcg@10`` and ``hr@10``, or ``auc`` and
-            ``logloss``.
+            training so far and, with ``valid``, ``ndcg@10`` and ``hr@10``, or ``auc``,
+            ``logloss`` and ``ne``, and ``r2`` of numbers.
 
     Returns:
         the model in evaluation mode, on ``device``, with its :class:`TrainingRecord`.
@@ -138,8 +139,13 @@ def pretrain(
         validation: Validation | RankingValidation | None = None
         batch_events = max(1, recipe.batch_tokens // 2)
         if valid is not None and ranking:
+            assert isinstance(cfg, HSTUConfig)
             validation = RankingValidation(
-                valid.events, max_length=cfg.max_length, batch_events=batch_events, seed=seed
+                valid.events,
+                cfg.tasks,
+                max_length=cfg.max_length,
+                batch_events=batch_events,
+                seed=seed,
             )
         elif valid is not None:
             validation = Validation(

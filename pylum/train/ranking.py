@@ -6,18 +6,20 @@ import numpy as np
 import torch
 
 from pylum.data.events import Events
-from pylum.evaluate.metrics import auc, log_loss
+from pylum.evaluate.metrics import auc, log_loss, normalised_entropy
+from pylum.generation.choices import predicted_choices
 from pylum.model.base import UserModel
 from pylum.model.hstu import HSTU
-from pylum.model.hstu_batch import Asked, make_batch
+from pylum.model.hstu_batch import make_batch
+from pylum.model.hstu_config import Task
 from pylum.train.validation import Validation
 
 
 class RankingObjective:
-    """Cross-entropy of the tasks, at the items of the targets."""
+    """The tasks' losses at the items of the targets."""
 
     def loss(self, model: UserModel, events: Events) -> torch.Tensor:
-        """Sum over the batch's targets of the mean over tasks, nats. Unknown outcomes add 0."""
+        """Sum over the batch's targets of the mean over tasks. Unknown outcomes add 0."""
         assert isinstance(model, HSTU) and model.tasks is not None
         unknown = None
         if model.schema.item_features and model.config.id_dropout > 0:
@@ -26,49 +28,52 @@ class RankingObjective:
         tokens = model.item_tokens(events.items, unknown)
         batch = make_batch(model, events, item_tokens=tokens)
         hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock)
-        logits, labels = model.tasks(batch.at_choices(hidden)).float(), model.labels(events)
-        known = ~labels.isnan()
+        labels = model.tasks.labels(events.outcomes)
         if events.targets is not None:
-            known = known & events.targets[:, None]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits[known], labels[known], reduction="sum"
-        )
-        return loss / labels.shape[1]
+            labels = labels.masked_fill(~events.targets[:, None], torch.nan)
+        return model.tasks.loss(batch.at_choices(hidden), labels) / labels.shape[1]
 
 
 class RankingValidation(Validation):
-    """The targets of ``events`` as candidates after the behaviours before them."""
+    """The targets of ``events`` as candidates after the behaviours before them.
 
-    chosen_by = "auc"
+    Args:
+        tasks: of the model.
+        others: as for :class:`Validation`.
+    """
+
+    def __init__(self, events: Events, tasks: tuple[Task, ...], **others: int) -> None:
+        super().__init__(events, **others)  # type: ignore[arg-type]
+        self.tasks = tasks
+        self.chosen_by = "auc" if any(task.binary for task in tasks) else "r2"
 
     def scores(self, model: UserModel) -> dict[str, float]:
-        """``auc`` and ``logloss``, means over the tasks that have both labels."""
-        assert isinstance(model, HSTU)
+        """``auc``, ``logloss`` and ``ne``, means over the tasks that have both labels; ``r2``, the
+        mean over numbers of the share of their variance that is predicted."""
+        assert isinstance(model, HSTU) and model.tasks is not None
 
         def ask() -> torch.Tensor:
-            return torch.cat([self._score(model, *batch) for batch in self._batches()])
+            assert isinstance(model, HSTU)
+            return predicted_choices(model, self.events, self.sites, 2 * self.batch_events)
 
         found = self._run(model, ask).double().numpy()
-        labels = model.labels(self.events.to(model.device)).cpu()[self.sites].numpy()
-        aucs, losses = [], []
-        for task in range(labels.shape[1]):
-            known = ~np.isnan(labels[:, task])
-            truth, guess = labels[known, task], found[known, task]
-            if len(np.unique(truth)) == 2:
-                aucs.append(auc(truth, guess))
-                losses.append(log_loss(truth, guess))
-        if not aucs:
-            raise ValueError("valid must have targets with both labels of a task, got none")
-        return {"auc": float(np.mean(aucs)), "logloss": float(np.mean(losses))}
-
-    def _score(self, model: HSTU, sites: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-        """``[Q, tasks]`` probabilities."""
-        assert model.tasks is not None
-        start = torch.maximum(first, sites - self.max_length)
-        events = self._rows(start, sites).to(model.device)
-        shown = self.events.take(sites, torch.arange(len(sites) + 1)).to(model.device)
-        choices = model.choice_tokens(shown.items, shown.conditions)
-        asked = Asked(shown.offsets, times=shown.times, choices=choices, columns=shown.conditions)
-        batch = make_batch(model, events, asked)
-        hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock, batch.mask)
-        return model.tasks(hidden[batch.targets]).sigmoid()
+        outcomes = {name: column[self.sites] for name, column in self.events.outcomes.items()}
+        columns = {name: column.to(model.device) for name, column in outcomes.items()}
+        labels = model.tasks.labels(columns).cpu().double().numpy()
+        out: dict[str, list[float]] = {}
+        for i, task in enumerate(self.tasks):
+            known = ~np.isnan(labels[:, i])
+            truth, guess = labels[known, i], found[known, i]
+            if len(np.unique(truth)) < 2:
+                continue
+            if task.binary:
+                out.setdefault("auc", []).append(auc(truth, guess))
+                out.setdefault("logloss", []).append(log_loss(truth, guess))
+                out.setdefault("ne", []).append(normalised_entropy(truth, guess))
+            else:
+                share = 1 - np.square(guess - truth).mean() / truth.var()
+                out.setdefault("r2", []).append(float(share))
+        if self.chosen_by not in out:
+            kind = "both labels" if self.chosen_by == "auc" else "two values"
+            raise ValueError(f"valid must have targets with {kind} of a task, got none")
+        return {name: float(np.mean(values)) for name, values in out.items()}

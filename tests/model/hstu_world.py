@@ -10,7 +10,12 @@ from pylum.data import ANY_ROW, Events
 from pylum.model import HSTU, HSTUConfig, Task
 from tests.model.world import SCHEMA, Plain, make_items, make_vocabs
 
-TASKS = (Task("liked", "rating", (2, 3)), Task("loved", "rating", (3,)))
+TASKS = (
+    Task("liked", "rating", (2, 3)),
+    Task("loved", "rating", (3,)),
+    Task("dwelt", "dwell"),
+)
+MEAN, SCALE = 0.4, 0.3  # by which the numbers are standardised
 
 
 def make_hstu(**changes: object) -> HSTU:
@@ -25,6 +30,9 @@ def make_hstu(**changes: object) -> HSTU:
                 p.copy_(1 + 0.2 * torch.randn(p.shape))
             elif p.abs().max() < 0.3:
                 p.copy_(torch.randn(p.shape) * 0.4)
+        if options.get("tasks") == TASKS:
+            model.tasks.mean_2.fill_(MEAN)
+            model.tasks.scale_2.fill_(SCALE)
     return model.eval()
 
 

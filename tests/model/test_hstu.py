@@ -11,7 +11,7 @@ from pylum import UserCache, ops
 from pylum.model import HSTU, HSTUConfig, Task
 from pylum.model.hstu_batch import Asked, make_batch
 from pylum.ragged import lengths_to_offsets
-from tests.model.hstu_world import TASKS, PlainHSTU, make_hstu
+from tests.model.hstu_world import MEAN, SCALE, TASKS, PlainHSTU, make_hstu
 from tests.model.world import ITEMS, make_events, make_items, make_vocabs
 from tests.tolerance import MODEL
 
@@ -106,16 +106,21 @@ def test_ranking_and_its_gradients_equal_plain_float64(changes):
         parts.append(rows @ plain.weights["tasks.weight"].T + plain.weights["tasks.bias"])
     expected = torch.cat(parts)
     assert close(found, expected)
-    labels = model.labels(events)
+    labels = model.tasks.labels(events.outcomes)
     assert torch.equal(labels.isnan()[:, 0], events.outcomes["rating"] == 0)
     assert torch.equal(labels[:, 0] == 1, events.outcomes["rating"] >= 2)
-    known = ~labels.isnan()
-
-    def loss(logits):
-        target = labels[known].to(logits.dtype)
-        return torch.nn.functional.binary_cross_entropy_with_logits(logits[known], target)
-
-    gradients_agree(model, plain, loss(found), loss(expected))
+    assert torch.equal(labels[:, 2].nan_to_num(-1), events.outcomes["dwell"].nan_to_num(-1))
+    wanted = torch.zeros((), dtype=torch.float64)
+    for n, row in enumerate(labels.double()):
+        for logit, label in zip(expected[n, :2], row[:2], strict=True):
+            if not label.isnan():
+                wanted = wanted - (logit if label else -logit).sigmoid().log()
+        if not row[2].isnan():
+            wanted = wanted + (expected[n, 2] - (row[2] - MEAN) / SCALE) ** 2
+    predicted = model.tasks.predictions(batch.at_choices(hidden))
+    assert close(predicted[:, :2], expected[:, :2].sigmoid())
+    assert close(predicted[:, 2], MEAN + SCALE * expected[:, 2])
+    gradients_agree(model, plain, model.tasks.loss(batch.at_choices(hidden), labels), wanted)
 
 
 @settings(max_examples=15, deadline=None)
@@ -360,6 +365,7 @@ def test_config_checks_its_fields(changes, error, message):
     ("task", "message"),
     [
         (Task("a", "dwell", (1,)), "must ask a category among the outcomes"),
+        (Task("a", "rating"), "must ask a number among the outcomes"),
         (Task("a", "scene", ("home",)), "must ask a category among the outcomes"),
         (Task("a", "rating", (9,)), "must have values that 'rating' takes"),
     ],

@@ -98,8 +98,9 @@ def test_learns_what_users_like():
     # Without the ratings seen so far an item is liked by half the users.
     assert max(entry["auc"] for entry in seen) > 0.95
     assert min(entry["logloss"] for entry in seen) < 0.35
-    with pytest.raises(ValueError, match="model must be trained for retrieval"):
-        evaluate(model, valid)
+    liked = evaluate(model, tastes().split("loo-full")[1], samples=50)["liked"]
+    assert liked["AUC"].value > 0.95 and liked["NE"].value < 0.5
+    assert liked["log loss"].value == pytest.approx(min(e["logloss"] for e in seen), abs=0.05)
     up = [{"item": f"i{n}", "time": n, "rating": "up"} for n in (0, 4, 8, 12)]
     down = [{**event, "rating": "down"} for event in up]
     scores = pylum.score(model, {"even": up, "odd": down}, ["i2", "i3"]).values
