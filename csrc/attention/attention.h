@@ -11,16 +11,25 @@ struct BackwardParams {
     AttentionInputs in;  // as in the forward pass, but `out` is read; lse is read for softmax
     const void* dout;    // [rows, heads, value_dim], element [row, head, d] at
     int64_t dout_row, dout_head;  // row * dout_row + head * dout_head + d
-    float* dk;                    // [rows, kv_heads, head_dim rounded up to 16]; zero on entry
-    float* dv;                    // [rows, kv_heads, value_dim rounded up to 16]; zero on entry
-    void* dq;                     // [rows, heads, head_dim]
-    const int64_t* order;         // [batch] sequences, costly ones first
+    void* dq;                     // [rows, heads, head_dim], dk [rows, kv_heads, head_dim] and
+    void* dk;                     // dv [rows, kv_heads, value_dim], contiguous
+    void* dv;
+    const int64_t* order;  // [batch] sequences, costly ones first
+    float* workspace;      // [workers, worker_floats]
+    int64_t workers, worker_floats;
     // [kBiasCopies, 2 * length - 1 + buckets + 1] gradients of the bias's tables, zero on entry; or
     // null.
     double* dbias;
 };
 
+namespace {
+
+// Rows of sums in workspace: whole vectors of every ISA.
+inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
+
+}  // namespace
+
 PYLUM_CPU_KERNEL_BF16(void forward(const AttentionInputs&))
-PYLUM_CPU_KERNEL(void backward(const BackwardParams&))
+PYLUM_CPU_KERNEL_BF16(void backward(const BackwardParams&))
 
 }  // namespace pylum::attention

@@ -83,8 +83,8 @@ static void backward_py(
     const std::optional<Tensor>& position_table, const std::optional<Tensor>& time_table,
     const std::optional<Tensor>& thresholds, const std::optional<Tensor>& timestamps,
     const std::optional<Tensor>& query_times, const Tensor& out, const Tensor& lse,
-    const Tensor& dq, const Tensor& dk, const Tensor& dv, const std::optional<Tensor>& dbias,
-    const std::optional<Tensor>& dtables, int threads) {
+    const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& workspace,
+    const std::optional<Tensor>& dbias, const std::optional<Tensor>& dtables, int threads) {
     check_heads(q, k, v);
     check_rows(q, k, "k");
     check_rows(q, v, "v");
@@ -101,13 +101,16 @@ static void backward_py(
                                 .dout = dout.data,
                                 .dout_row = dout.stride(0),
                                 .dout_head = dout.stride(1),
-                                .dk = dk.as<float>(),
-                                .dv = dv.as<float>(),
                                 .dq = dq.data,
+                                .dk = dk.data,
+                                .dv = dv.data,
                                 .order = batch.order().data(),
+                                .workspace = workspace.as<float>(),
+                                .workers = workspace.size(0),
+                                .worker_floats = workspace.size(1),
                                 .dbias = dbias ? dbias->as<double>() : nullptr};
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL(backward, params);
+    PYLUM_CPU_CALL_BF16(p.dtype, backward, params);
     if (dbias) {
         const int64_t entries = bias_entries(p.bias);
         for (int64_t i = 0; i < entries; ++i) {
@@ -164,10 +167,28 @@ static std::pair<int64_t, int64_t> workspace_py(const Tensor& q, const Tensor& v
     return {need.words, need.floats};
 }
 
+// [workers, floats of one] that backward_py needs.
+static std::pair<int64_t, int64_t> backward_workspace_py(const Tensor& q, const Tensor& k,
+                                                         const Tensor& v,
+                                                         const Tensor& offsets_tensor,
+                                                         int threads) {
+    check_heads(q, k, v);
+    const int64_t* offsets = check_offsets(offsets_tensor, k.size(0));
+    const int64_t batch = offsets_tensor.size(0) - 1;
+    int64_t longest = 0;
+    for (int64_t i = 0; i < batch; ++i) {
+        longest = std::max(longest, offsets[i + 1] - offsets[i]);
+    }
+    const int64_t tasks = batch * k.size(1);
+    return {std::clamp<int64_t>(tasks, 1, threads),
+            longest * (padded(k.size(2)) + padded(v.size(2)))};
+}
+
 void register_op(py::module_& m) {
     m.def("attention_workspace", &workspace_py);
     m.def("attention_forward", &forward_py);
     m.def("attention_backward", &backward_py);
+    m.def("attention_backward_workspace", &backward_workspace_py);
 #ifdef PYLUM_CUDA
     m.def("attention_backward_on_device", &backward_on_device_py);
 #endif

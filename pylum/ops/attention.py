@@ -152,11 +152,9 @@ def _backward(dout, q, k, v, *rest):
     sizes = _C.attention_workspace(q, widest, operands[0], operands[_TARGETS] is not None)
     if sizes[0]:
         return _backward_on_device(dout, q, k, v, operands, out, lse, sizes)
-    dq = q.new_empty(q.shape)
-    dk, dv = (
-        x.new_zeros((*x.shape[:2], (x.shape[2] + 15) // 16 * 16), dtype=torch.float32)
-        for x in (k, v)
-    )
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    threads = torch.get_num_threads()
+    sums = _C.attention_backward_workspace(q, k, v, operands[0], threads)
     dtables = _empty_tables(q, operands)
     entries = sum(d.numel() for d in dtables)
     copies = flat = None
@@ -174,13 +172,13 @@ def _backward(dout, q, k, v, *rest):
         dq,
         dk,
         dv,
+        q.new_empty(sums, dtype=torch.float32),
         copies,
         flat,
-        torch.get_num_threads(),
+        threads,
     )
     if flat is not None:
         dtables = tuple(d.clone() for d in flat.split([d.numel() for d in dtables]))
-    dk, dv = (d[..., : x.shape[2]].to(x.dtype).contiguous() for d, x in ((dk, k), (dv, v)))
     return dq, dk, dv, *dtables
 
 

@@ -1,309 +1,117 @@
-// One task per sequence and key head: strips of rows in order, each adding to dk and dv, so every
-// gradient is a sum in a fixed order. Five products per strip and block: scores and dP again, then
-// dq, dk, dv; bound by arithmetic, 10 * rows * keys * head_dim.
-#include "attention/attention.h"
-#include "common/cpu/attention_bias.h"
-#include "common/cpu/attention_strip.h"
+// One task per sequence and key head: its rows in order, each adding to dk and dv, so every
+// gradient is a sum in a fixed order. A worker sums dk and dv of a task in float32 in a workspace
+// of its own.
+#include "attention/cpu/backward_pairs.h"
+#include "attention/cpu/backward_strip.h"
 #include "common/parallel.h"
 
 namespace pylum::attention::PYLUM_ISA {
 namespace {
 
-constexpr float kLog2e = 1.44269504f;
-
-// out[i][d] += sum over rows, ascending, of weights[i][row] * x[row][d]; `pad` is a multiple of 16.
-template <int kLead, int kKeys, int kPart>
-void outer_tile(const float* weights, int first, int last, int rows, const float* x, int64_t pad,
-                float* out, int64_t stride) {
-    vfloat sum[kKeys][kPart];
-    int at[kKeys];
-#pragma GCC unroll 8
-    for (int i = 0; i < kKeys; ++i) {
-        at[i] = first + i < last ? first + i : last;
-#pragma GCC unroll 2
-        for (int v = 0; v < kPart; ++v) {
-            sum[i][v] = load(out + at[i] * stride + v * kLanes);
-        }
-    }
-    for (int r = 0; r < rows; ++r) {
-        vfloat row[kPart];
-#pragma GCC unroll 2
-        for (int v = 0; v < kPart; ++v) {
-            row[v] = load(x + r * pad + v * kLanes);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < kKeys; ++i) {
-            const float weight = weights[at[i] * kLead + r];
-#pragma GCC unroll 2
-            for (int v = 0; v < kPart; ++v) {
-                sum[i][v] += weight * row[v];
-            }
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kKeys; ++i) {
-#pragma GCC unroll 2
-        for (int v = 0; v < kPart; ++v) {
-            store(out + at[i] * stride + v * kLanes, sum[i][v]);
-        }
-    }
-}
-
-template <int kLead>
-__attribute__((noinline)) void add_outer(const float* weights, int count, int rows, const float* x,
-                                         int64_t pad, float* out, int64_t stride) {
-    int64_t d = 0;
-    for (; d + kWide * kLanes <= pad; d += kWide * kLanes) {
-        for (int first = 0; first < count; first += kTile) {
-            outer_tile<kLead, kTile, kWide>(weights, first, count - 1, rows, x + d, pad, out + d,
-                                            stride);
-        }
-    }
-    for (; d < pad; d += kLanes) {
-        for (int first = 0; first < count; first += kTile) {
-            outer_tile<kLead, kTile, 1>(weights, first, count - 1, rows, x + d, pad, out + d,
-                                        stride);
-        }
-    }
-}
-
-// Row i of out [rows, pad] = factor * row i of x, zero past dim.
-template <typename T>
-void load_rows(const T* x, int64_t stride, int rows, int64_t dim, int64_t pad, float factor,
-               float* out) {
-    for (int i = 0; i < rows; ++i) {
-        int64_t d = 0;
-        for (; d + kLanes <= dim; d += kLanes) {
-            store(out + i * pad + d, factor * load(x + i * stride + d));
-        }
-        for (; d < pad; d += kLanes) {
-            const int left = d < dim ? static_cast<int>(dim - d) : 0;
-            store(out + i * pad + d, factor * load_first(x + i * stride + d, left));
-        }
-    }
-}
-
-// `y` is padded with zeros to whole vectors.
-template <typename T>
-float dot(const T* x, const float* y, int64_t dim) {
-    vfloat total{};
-    int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) {
-        total += load(x + d) * load(y + d);
-    }
-    if (d < dim) {
-        total += load_first(x + d, static_cast<int>(dim - d)) * load(y + d);
-    }
-    return sum(total);
-}
-
-template <typename T, int kVecs>
-struct BackwardStrip {
-    static constexpr int kLead = kVecs * kLanes;
-    alignas(64) float q_columns[kMaxDim * kLead];  // scaled as in the forward pass
-    alignas(64) float dout_columns[kMaxDim * kLead];
-    alignas(64) float dq_columns[kMaxDim * kLead];
-    alignas(64) float q_rows[kLead * kMaxDim];  // times scale
-    alignas(64) float dout_rows[kLead * kMaxDim];
-    alignas(64) float weights[kBlockKeys * kLead];   // scores, then softmax or scaled SiLU
-    alignas(64) float dweights[kBlockKeys * kLead];  // its gradient, then that of scale * q.k
-    alignas(64) float lse[kLead];                    // in powers of two; SiLU: the score scale
-    alignas(64) float delta[kLead];                  // sum of out * dout
-    alignas(64) float k_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
-    alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
-    BiasRows rows;  // where there is a bias
-    double* dpositions;
-    double* dtimes;
-
-    void softmax_gradient(int count, int64_t first, const Spans& spans, bool full) {
-        for (int i = 0; i < count; ++i) {
-            for (int v = 0; v < kVecs; ++v) {
-                const int64_t at = i * kLead + v * kLanes;
-                vfloat p = exp2(load(weights + at) - load(lse + v * kLanes));
-                vfloat ds = p * (load(dweights + at) - load(delta + v * kLanes));
-                if (!full) {
-                    const vint sees = spans.sees(v, first + i);
-                    p = sees ? p : broadcast(0.0f);
-                    ds = sees ? ds : broadcast(0.0f);
-                }
-                store(weights + at, p);
-                store(dweights + at, ds);
-            }
-        }
-    }
-
-    void silu_gradient(int count, int64_t first, const Spans& spans, bool full) {
-        for (int i = 0; i < count; ++i) {
-            for (int v = 0; v < kVecs; ++v) {
-                const int64_t at = i * kLead + v * kLanes;
-                const vfloat s = load(weights + at);
-                const vfloat scale = load(lse + v * kLanes);
-                const vfloat gate = logistic(s);
-                vfloat p = s * gate * scale;
-                vfloat ds = load(dweights + at) * scale * (gate * (1.0f + s * (1.0f - gate)));
-                if (!full) {
-                    const vint sees = spans.sees(v, first + i);
-                    p = sees ? p : broadcast(0.0f);
-                    ds = sees ? ds : broadcast(0.0f);
-                }
-                store(weights + at, p);
-                store(dweights + at, ds);
-            }
-        }
-    }
-
-    void block(const AttentionInputs& p, int count_rows, const T* k, const T* v, float* dk,
-               float* dv, int64_t first, int count, const Spans& spans, bool full,
-               const BiasKeys& bias) {
-        const Rows keys = rows_of(k, p.k_row, count, p.head_dim, k_buffer);
-        const Rows values = rows_of(v, p.v_row, count, p.value_dim, v_buffer);
-        dots<kVecs>(keys, count, q_columns, p.head_dim, weights);
-        dots<kVecs>(values, count, dout_columns, p.value_dim, dweights);
-        if (p.bias.given()) {
-            add_bias<kVecs>(p.bias, rows, bias, weights);
-        }
-        if (p.silu) {
-            silu_gradient(count, first, spans, full);
-        } else {
-            softmax_gradient(count, first, spans, full);
-        }
-        if (p.bias.given()) {
-            add_bias_gradient<kVecs>(p.bias, rows, bias, dweights, dpositions, dtimes);
-        }
-        add_weighted<kVecs>(keys, count, dweights, nullptr, p.head_dim, dq_columns);
-        add_outer<kLead>(dweights, count, count_rows, q_rows, padded(p.head_dim), dk,
-                         p.kv_heads * padded(p.head_dim));
-        add_outer<kLead>(weights, count, count_rows, dout_rows, padded(p.value_dim), dv,
-                         p.kv_heads * padded(p.value_dim));
-    }
-
-    void load_strip(const BackwardParams& b, const Section& strip, int64_t row, int64_t head) {
-        const AttentionInputs& p = b.in;
-        const T* q = static_cast<const T*>(p.q) + row * p.q_row + head * p.q_head;
-        const T* dout = static_cast<const T*>(b.dout) + row * b.dout_row + head * b.dout_head;
-        load_columns<kVecs>(q, p.q_row, strip.rows, p.head_dim, p.silu ? p.scale : p.scale * kLog2e,
-                            q_columns);
-        load_columns<kVecs>(dout, b.dout_row, strip.rows, p.value_dim, 1.0f, dout_columns);
-        load_rows(q, p.q_row, strip.rows, p.head_dim, padded(p.head_dim), p.scale, q_rows);
-        load_rows(dout, b.dout_row, strip.rows, p.value_dim, padded(p.value_dim), 1.0f, dout_rows);
-        memset(dq_columns, 0, sizeof(float) * p.head_dim * kLead);
-        const int64_t stride = p.heads * p.value_dim;
-        const T* out = static_cast<const T*>(p.out) + row * stride + head * p.value_dim;
-        for (int i = 0; i < kLead; ++i) {
-            lse[i] = delta[i] = 0.0f;
-            if (i >= strip.rows) {
-                continue;
-            }
-            if (p.silu) {
-                lse[i] = p.score_scales ? p.score_scales[row + i] : p.score_scale;
-                continue;
-            }
-            lse[i] = p.lse[(row + i) * p.heads + head] * kLog2e;
-            delta[i] = dot(out + i * stride, dout_rows + i * padded(p.value_dim), p.value_dim);
-        }
-    }
-
-    void run(const BackwardParams& b, const Section& strip, int64_t kv_head, int64_t head,
-             double* dbias) {
-        const AttentionInputs& p = b.in;
-        const Sequence& s = p.batch.sequences[strip.sequence];
-        const int64_t row = strip_row(strip, s);
-        load_strip(b, strip, row, head);
-        if (p.bias.given()) {
-            rows = bias_rows(p, strip, s, row);
-            dpositions = dbias;
-            dtimes = dbias + (p.bias.positions ? 2 * p.bias.length - 1 : 0);
-        }
-        const T* k = static_cast<const T*>(p.k) + s.first_row * p.k_row + kv_head * p.k_head;
-        const T* v = static_cast<const T*>(p.v) + s.first_row * p.v_row + kv_head * p.v_head;
-        const int64_t dk_row = p.kv_heads * padded(p.head_dim);
-        const int64_t dv_row = p.kv_heads * padded(p.value_dim);
-        float* dk = b.dk + s.first_row * dk_row + kv_head * padded(p.head_dim);
-        float* dv = b.dv + s.first_row * dv_row + kv_head * padded(p.value_dim);
-        const auto keys = [&](int64_t first, int count, const Spans& spans, bool full,
-                              bool targets) {
-            const int64_t at = targets ? s.history + first : first;
-            BiasKeys bias{};
-            if (p.bias.given()) {
-                bias = bias_keys(p.bias, s, first, count, targets);
-            }
-            block(p, strip.rows, k + at * p.k_row, v + at * p.v_row, dk + at * dk_row,
-                  dv + at * dv_row, first, count, spans, full, bias);
-        };
-        const Spans spans = history_spans(p.batch, strip, s);
-        const int64_t end = spans.keys();
-        for (int64_t first = 0; first < end; first += kBlockKeys) {
-            if (!spans.blind(first, kBlockKeys)) {
-                const int count =
-                    static_cast<int>(end - first < kBlockKeys ? end - first : kBlockKeys);
-                keys(first, count, spans, spans.full(first, count), false);
-            }
-        }
-        if (strip.targets) {
-            for_group_blocks(p.batch, strip, s, [&](int64_t first, int count, const Spans& own) {
-                keys(first, count, own, false, true);
-            });
-        }
-        for (int i = 0; i < kLead; ++i) {
-            delta[i] = p.scale;
-        }
-        const int64_t stride = p.heads * p.head_dim;
-        store_columns<kVecs>(dq_columns, delta, strip.rows, p.head_dim,
-                             static_cast<T*>(b.dq) + row * stride + head * p.head_dim, stride);
-    }
-
-    // Whole vectors of every ISA.
-    static int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
-};
-
-template <typename T>
-void task(const BackwardParams& b, int64_t sequence, int64_t kv_head, double* dbias) {
-    const AttentionInputs& p = b.in;
-    const Sequence& s = p.batch.sequences[sequence];
-    const int64_t group = p.heads / p.kv_heads;
+// f(section) for the rows of a sequence, at most `most` at a time and of one class.
+template <typename F>
+void for_sections(const Sequence& s, int64_t sequence, int64_t most, const F& f) {
     for (const bool targets : {false, true}) {
         const int64_t rows = targets ? s.targets : s.history;
-        for (int64_t first = 0; first < rows; first += kStripRows) {
+        for (int64_t first = 0; first < rows; first += most) {
             const int64_t left = rows - first;
-            const Section strip{.sequence = static_cast<int32_t>(sequence),
-                                .rows = static_cast<int32_t>(left < kStripRows ? left : kStripRows),
-                                .first = first,
-                                .targets = targets};
-            for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-                if (strip.rows <= 16) {
-                    BackwardStrip<T, 16 / kLanes> work;
-                    work.run(b, strip, kv_head, head, dbias);
-                } else {
-                    BackwardStrip<T, 32 / kLanes> work;
-                    work.run(b, strip, kv_head, head, dbias);
-                }
-            }
+            f(Section{.sequence = static_cast<int32_t>(sequence),
+                      .rows = static_cast<int32_t>(left < most ? left : most),
+                      .first = first,
+                      .targets = targets});
         }
     }
+}
+
+void add_rows(const BackwardParams& b, int64_t sequence, int64_t kv_head, const Gradients& to) {
+    const Sequence& s = b.in.batch.sequences[sequence];
+    const int64_t group = b.in.heads / b.in.kv_heads;
+#ifdef __AVX512BF16__
+    PairSection work(b, sequence, kv_head);
+    for_sections(s, sequence, kTaskRows, [&](const Section& section) {
+        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+            work.run(section, head, to);
+        }
+    });
+#else
+    for_sections(s, sequence, kStripRows, [&](const Section& strip) {
+        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+            b.in.dtype == DType::kFloat32 ? run_strip<float>(b, strip, kv_head, head, to)
+                                          : run_strip<bfloat16>(b, strip, kv_head, head, to);
+        }
+    });
+#endif
+}
+
+// out[row] = factor * sums[row], out being rows [kv_heads, dim] of T.
+template <typename T>
+void write_rows(const float* sums, float factor, int64_t rows, int64_t dim, int64_t out_row,
+                T* out) {
+    for (int64_t row = 0; row < rows; ++row) {
+        for_vectors(dim, [&](int64_t d, int n) {
+            store_lanes(out + row * out_row + d,
+                        load_lanes(sums + row * padded(dim) + d, n) * factor, n);
+        });
+    }
+}
+
+template <typename T>
+void write_gradients(const BackwardParams& b, const Sequence& s, int64_t kv_head,
+                     const Gradients& from) {
+    const AttentionInputs& p = b.in;
+    const int64_t keys = s.history + s.targets, first = s.first_row * p.kv_heads + kv_head;
+    write_rows(from.dk, BlockOf<T>::kPairs ? p.scale : 1.0f, keys, p.head_dim,
+               p.kv_heads * p.head_dim, static_cast<T*>(b.dk) + first * p.head_dim);
+    write_rows(from.dv, 1.0f, keys, p.value_dim, p.kv_heads * p.value_dim,
+               static_cast<T*>(b.dv) + first * p.value_dim);
+}
+
+void task(const BackwardParams& b, int64_t i, float* workspace, double* dbias) {
+    const AttentionInputs& p = b.in;
+    const int64_t sequence = b.order[i / p.kv_heads], kv_head = i % p.kv_heads;
+    const Sequence& s = p.batch.sequences[sequence];
+    const int64_t keys = s.history + s.targets;
+    const int64_t dk_floats = keys * padded(p.head_dim), dv_floats = keys * padded(p.value_dim);
+    memset(workspace, 0, sizeof(float) * (dk_floats + dv_floats));
+    const Gradients to{
+        .dk = workspace,
+        .dv = workspace + dk_floats,
+        .dpositions = dbias,
+        .dtimes = dbias ? dbias + (p.bias.positions ? 2 * p.bias.length - 1 : 0) : nullptr};
+    add_rows(b, sequence, kv_head, to);
+    if (p.dtype == DType::kFloat32) {
+        write_gradients<float>(b, s, kv_head, to);
+    } else {
+        write_gradients<bfloat16>(b, s, kv_head, to);
+    }
+}
+
+// f(i, workspace) for i in [0, n), in the order of i as far as it is free.
+template <typename F>
+void for_workers(const BackwardParams& b, int64_t n, const F& f) {
+    int64_t next = 0;
+    const int64_t workers = b.in.threads < b.workers ? b.in.threads : b.workers;
+    parallel_for(workers, static_cast<int>(workers), [&](int64_t worker) {
+        float* workspace = b.workspace + worker * b.worker_floats;
+        for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < n;) {
+            f(i, workspace);
+        }
+    });
 }
 
 }  // namespace
 
 void backward(const BackwardParams& b) {
     const int64_t tasks = b.in.batch.batch * b.in.kv_heads;
-    const auto run = [&](int64_t i, double* dbias) {
-        const int64_t sequence = b.order[i / b.in.kv_heads];
-        const int64_t kv_head = i % b.in.kv_heads;
-        if (b.in.dtype == DType::kFloat32) {
-            task<float>(b, sequence, kv_head, dbias);
-        } else {
-            task<bfloat16>(b, sequence, kv_head, dbias);
-        }
-    };
     if (!b.dbias) {
-        parallel_for(tasks, b.in.threads, [&](int64_t i) { run(i, nullptr); });
+        for_workers(b, tasks, [&](int64_t i, float* workspace) { task(b, i, workspace, nullptr); });
         return;
     }
     // Whoever adds to a copy of the tables' gradients does so alone, in the order of the tasks.
     const int64_t entries = bias_entries(b.in.bias);
-    parallel_for(kBiasCopies, b.in.threads, [&](int64_t copy) {
+    for_workers(b, kBiasCopies, [&](int64_t copy, float* workspace) {
         for (int64_t i = copy; i < tasks; i += kBiasCopies) {
-            run(i, b.dbias + copy * entries);
+            task(b, i, workspace, b.dbias + copy * entries);
         }
     });
 }

@@ -1,0 +1,19 @@
+// Where the backward pass sums what the rows of one sequence and key head add to.
+#pragma once
+
+#include "attention/attention.h"
+
+namespace pylum::attention {
+namespace {
+
+constexpr float kLog2e = 1.44269504f;
+
+struct Gradients {
+    float* dk;           // [keys of the sequence, padded(head_dim)]
+    float* dv;           // [keys of the sequence, padded(value_dim)]
+    double* dpositions;  // of the bias's tables, where there is one
+    double* dtimes;
+};
+
+}  // namespace
+}  // namespace pylum::attention
