@@ -1,15 +1,18 @@
 # pylum_add_op(<op> CPU <portable.cpp>... [AVX512 <file.cpp>...] [AVX2 ...] [BF16 <file.cpp>...]
-#              [CUDA <file.cu>... | CUDA_IN_COMMON])
+#              [AMX <file.cpp>...] [CUDA <file.cu>... | CUDA_IN_COMMON])
 #
 # Adds csrc/<op>/binding.cpp to _C, and each portable file of csrc/<op>/cpu once per ISA, in the
 # namespace PYLUM_ISA. A hand-written file of one ISA replaces the portable ones for that ISA.
 function(pylum_add_op op)
-  cmake_parse_arguments(ARG "CUDA_IN_COMMON" "" "CPU;AVX2;AVX512;BF16;CUDA" ${ARGN})
+  cmake_parse_arguments(ARG "CUDA_IN_COMMON" "" "CPU;AVX2;AVX512;BF16;AMX;CUDA" ${ARGN})
   target_sources(_C PRIVATE csrc/${op}/binding.cpp)
   set(isas ${PYLUM_ISAS})
   if(ARG_BF16 AND "avx512" IN_LIST PYLUM_ISAS)
     list(APPEND isas avx512_bf16)
     set(ARG_AVX512_BF16 ${ARG_BF16})
+  endif()
+  if(ARG_AMX AND PYLUM_AMX)
+    list(APPEND isas amx)
   endif()
   foreach(isa IN LISTS isas)
     string(TOUPPER ${isa} upper)

@@ -21,8 +21,14 @@ set(PYLUM_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(PYLUM_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
                        -mprefer-vector-width=512)
 
-# Flags of the files that BF16 of pylum_add_op adds.
+# Flags of the files that BF16 and AMX of pylum_add_op add. Tiles are written in assembly.
 set(PYLUM_FLAGS_avx512_bf16 ${PYLUM_FLAGS_avx512} -mavx512bf16)
+set(PYLUM_FLAGS_amx ${PYLUM_FLAGS_avx512_bf16} -DPYLUM_TILES=1)
+if("avx512" IN_LIST PYLUM_ISAS AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  include(CheckCXXSourceCompiles)
+  check_cxx_source_compiles("int main() { asm volatile(\"tdpbf16ps %tmm2, %tmm1, %tmm0\"); }"
+                            PYLUM_AMX)
+endif()
 
 function(pylum_compile_options target)
   target_compile_options(
@@ -35,5 +41,8 @@ function(pylum_compile_options target)
   list(LENGTH PYLUM_ISAS count)
   if(count GREATER 1)
     target_compile_definitions(${target} PRIVATE PYLUM_X86=1)
+  endif()
+  if(PYLUM_AMX)
+    target_compile_definitions(${target} PRIVATE PYLUM_AMX=1)
   endif()
 endfunction()

@@ -6,7 +6,7 @@ set(PYLUM_COMMON_CUDA device.cu attention_batch.cu attention_backward_float32.cu
 list(TRANSFORM PYLUM_COMMON_CUDA PREPEND csrc/common/cuda/)
 pylum_add_op(append_pages CPU base.cpp CUDA forward.cu)
 pylum_add_op(attention CUDA_IN_COMMON CPU forward.cpp backward.cpp BF16 forward.cpp
-              backward.cpp)
+              backward.cpp AMX forward.cpp)
 # Its CPU kernel is attention's.
 pylum_add_op(prefix_attention CUDA_IN_COMMON)
 pylum_add_op(query_layer CPU layer.cpp BF16 layer.cpp)

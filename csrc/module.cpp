@@ -62,6 +62,7 @@ static py::dict build_info() {
 #endif
     info["isa"] = isa_name(isa());
     info["isa_best"] = isa_name(best_isa());
+    info["amx_missing"] = amx_missing();
 #ifdef PYLUM_CUDA
     info["cuda_built"] = true;
     info["cuda_runtime"] = cuda::runtime_version();

@@ -26,6 +26,7 @@ def show_config() -> str:
         )
     from pylum import __version__
 
+    amx = f"unavailable: {info['amx_missing']}" if info["amx_missing"] else "available"
     facts = {
         "pylum": __version__,
         "python": platform.python_version(),
@@ -33,6 +34,7 @@ def show_config() -> str:
         "platform": f"{platform.system()} {platform.machine()}",
         "compiler": info["compiler"],
         "cpu kernels": info["isa"] + wish,
+        "amx": amx,
         "threads": f"{torch.get_num_threads()} (OpenMP {'on' if info['openmp'] else 'off'})",
         "cuda": cuda,
     }

@@ -29,7 +29,7 @@ inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
 
 }  // namespace
 
-PYLUM_CPU_KERNEL_BF16(void forward(const AttentionInputs&))
+PYLUM_CPU_KERNEL_AMX(void forward(const AttentionInputs&))
 PYLUM_CPU_KERNEL_BF16(void backward(const BackwardParams&))
 
 }  // namespace pylum::attention

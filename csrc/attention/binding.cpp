@@ -5,7 +5,7 @@
 
 void pylum::run_attention(const AttentionInputs& p) {
     using namespace attention;
-    PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
+    PYLUM_CPU_CALL_AMX(p.dtype, forward, p);
 }
 
 namespace pylum::attention {

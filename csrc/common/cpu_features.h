@@ -4,14 +4,17 @@
 namespace pylum {
 
 // kAvx512Bf16: AVX-512 with products of bfloat16 pairs, for bfloat16 in the rooms that gain by it;
-// elsewhere it is kAvx512.
-enum class Isa { kBase, kAvx2, kAvx512, kAvx512Bf16 };
+// elsewhere it is kAvx512. kAmx: the same with products of tiles.
+enum class Isa { kBase, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The ISA in use. Throws std::runtime_error where PYLUM_ISA asks for one that is unknown or absent.
 Isa isa();
 const char* isa_name(Isa isa);
 // The ISA that suits this machine and build best.
 Isa best_isa();
+// Why AMX is not to be had, or null where it is. The first call asks the kernel for the permission
+// to use tiles, which threads and children inherit.
+const char* amx_missing();
 
 }  // namespace pylum
 
@@ -54,4 +57,20 @@ Isa best_isa();
 #else
 #define PYLUM_CPU_KERNEL_BF16(...) PYLUM_CPU_KERNEL(__VA_ARGS__)
 #define PYLUM_CPU_CALL_BF16(dtype, fn, ...) PYLUM_CPU_CALL(fn, __VA_ARGS__)
+#endif
+
+// The same for rooms with files for bfloat16 on AMX too (AMX in pylum_add_op).
+#ifdef PYLUM_AMX
+#define PYLUM_CPU_KERNEL_AMX(...)      \
+    PYLUM_CPU_KERNEL_BF16(__VA_ARGS__) \
+    namespace amx {                    \
+    __VA_ARGS__;                       \
+    }
+#define PYLUM_CPU_CALL_AMX(dtype, fn, ...)                                        \
+    (::pylum::isa() == ::pylum::Isa::kAmx && (dtype) == ::pylum::DType::kBFloat16 \
+         ? amx::fn(__VA_ARGS__)                                                   \
+         : PYLUM_CPU_CALL_BF16(dtype, fn, __VA_ARGS__))
+#else
+#define PYLUM_CPU_KERNEL_AMX(...) PYLUM_CPU_KERNEL_BF16(__VA_ARGS__)
+#define PYLUM_CPU_CALL_AMX(dtype, fn, ...) PYLUM_CPU_CALL_BF16(dtype, fn, __VA_ARGS__)
 #endif

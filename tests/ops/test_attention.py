@@ -331,7 +331,7 @@ def test_mask_checks_its_fields(fields, error, message):
         Mask(**fields)
 
 
-ISAS = ["base", "avx2", "avx512", "avx512_bf16"]
+ISAS = ["base", "avx2", "avx512", "avx512_bf16", "amx"]
 PORTABLE = """
 import torch
 from tests.ops import test_attention as t, test_prefix_attention as p, test_query_layer as l

@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "common/cpu/attention_bias.h"
-#include "common/cpu/attention_pairs.h"
 #include "common/cpu/attention_targets.h"
+#include "common/cpu/attention_tiles.h"
 #include "common/parallel.h"
 
 namespace pylum {
@@ -30,7 +30,7 @@ struct ForwardStrip {
 
 template <typename T>
 class ForwardTask {
-    static constexpr bool kPairs = BlockOf<T>::kPairs;
+    static constexpr bool kPairs = BlockOf<T>::kPairs, kTiles = BlockOf<T>::kTiles;
     using Keys = typename BlockOf<T>::Keys;
     using Values = typename BlockOf<T>::Values;
 
@@ -120,7 +120,12 @@ class ForwardTask {
 
     // The block of history at position `first`.
     void load_block(int64_t first, int size, Keys& keys, Values& values) {
-        if constexpr (kPairs) {
+        if constexpr (kTiles) {
+            keys = k.pages ? page_key_tiles(k.block(first), size, p.head_dim, k_tiles)
+                           : key_tiles(k.block(first), k.stride, size, p.head_dim, k_tiles);
+            values = v.pages ? page_value_tiles(v.block(first), size, p.value_dim, v_tiles)
+                             : value_tiles(v.block(first), v.stride, size, p.value_dim, v_tiles);
+        } else if constexpr (kPairs) {
             if (k.pages || p.head_dim % 2 == 1) {
                 keys = {reinterpret_cast<const T*>(blocks.keys(first, size)), 2, 2 * kBlockKeys};
             } else {
@@ -140,7 +145,10 @@ class ForwardTask {
     void load_targets(int64_t first, int size, Keys& keys, Values& values) {
         const T* k_rows = k.targets + first * k.stride;
         const T* v_rows = v.targets + first * v.stride;
-        if constexpr (kPairs) {
+        if constexpr (kTiles) {
+            keys = key_tiles(k_rows, k.stride, size, p.head_dim, k_tiles);
+            values = value_tiles(v_rows, v.stride, size, p.value_dim, v_tiles);
+        } else if constexpr (kPairs) {
             keys = pair_keys(k_rows, k.stride, size, p.head_dim, blocks.k_buffer);
             pack_values(v_rows, v.stride, size, p.value_dim, blocks.v_buffer);
             values = {blocks.v_buffer, p.value_dim, size};
@@ -198,8 +206,8 @@ class ForwardTask {
         bool whole = full;
         if constexpr (kPairs) {
             dots<kVecs>(keys, size, strip.columns, (p.head_dim + 1) / 2, scale(), scores);
-            // The partner of a last odd value is one that no lane sees.
-            whole = full && (size % 2 == 0 || size == values.count);
+            // Values past the strip's that share a product with it are seen by no lane.
+            whole = full && (size == values.count || (!kTiles && size % 2 == 0));
         } else {
             dots<kVecs>(keys, size, strip.columns, p.head_dim, scores);
         }
@@ -267,6 +275,8 @@ class ForwardTask {
     KeyBlocks<T> blocks;  // of pairs
     alignas(64) float k_buffer[kBlockKeys * kMaxDim];
     alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
+    alignas(64) T k_tiles[kTiles ? kBlockKeys * kMaxDim : 1];
+    alignas(64) T v_tiles[kTiles ? kBlockKeys * kMaxDim : 1];
 };
 
 // A bias is computed in the layout of queries in the lanes: with one, target rows take that path.
@@ -289,7 +299,10 @@ inline void attention_forward(const AttentionInputs& p) {
         const int64_t sections = offsets[low + 1] - offsets[low];
         const int64_t i = task - offsets[low] * p.heads;
         const Section& section = p.sections[offsets[low] + i % sections];
-        // On AVX512-BF16 only bfloat16 comes here.
+#ifdef PYLUM_TILES
+        const TileRegisters tiles;
+#endif
+        // On AVX512-BF16 and AMX only bfloat16 comes here.
         if constexpr (!kNativePairs) {
             if (p.dtype == DType::kFloat32) {
                 forward_task<float>(p, section, i / sections);

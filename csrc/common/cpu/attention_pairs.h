@@ -9,10 +9,10 @@
 namespace pylum {
 namespace {
 
-// What a block of keys and of values is to the products of T.
+// What a block of keys and of values is to the products of T: float32, pairs or, of these, tiles.
 template <typename T>
 struct BlockOf {
-    static constexpr bool kPairs = false;
+    static constexpr bool kPairs = false, kTiles = false;
     using Keys = Rows;
     using Values = Rows;
 };
@@ -31,12 +31,14 @@ struct PairValues {
     int count;
 };
 
+#ifndef PYLUM_TILES
 template <>
 struct BlockOf<bfloat16> {
-    static constexpr bool kPairs = true;
+    static constexpr bool kPairs = true, kTiles = false;
     using Keys = PairKeys;
     using Values = PairValues;
 };
+#endif
 
 inline __m512bh pair_of(const void* p) {
     int32_t bits;
@@ -202,11 +204,12 @@ __attribute__((noinline)) void add_seen(PairValues values, int count, int64_t fi
     }
 }
 
-// columns[u][lane] = pair u of row lane of q; lanes past `count` are of no meaning.
+// columns[u][lane] = pair u of row lane of q, zero past the last up to a multiple of 16; lanes past
+// `count` are of no meaning.
 template <int kVecs>
 inline void load_pair_columns(const bfloat16* q, int64_t stride, int count, int64_t dim,
                               float* columns) {
-    memset(columns, 0, sizeof(float) * (dim + 1) / 2 * kVecs * kLanes);
+    memset(columns, 0, sizeof(float) * ((dim + 31) / 32 * 16) * kVecs * kLanes);
     pack_keys<kVecs * kLanes>(q, stride, count, dim, reinterpret_cast<uint32_t*>(columns));
 }
 

@@ -130,7 +130,7 @@ class TargetTask {
             }
             int64_t stride;
             const Unit* values = blocks.values(at, count, &stride);
-            const int depth = (count + kDepth - 1) / kDepth;
+            const int depth = static_cast<int>(blocks.value_depth(count));
             if (full || finite(values, stride, depth)) {
                 multiply_units<T>(weights(low) + n, kWeightRow, high - low, values, stride, depth,
                                   p.value_dim, part_sums + low * width, width, true, 1.0f);
@@ -228,6 +228,7 @@ class TargetTask {
 
     // The values of a block with those the row does not see at zero.
     void seen_values(int r, int64_t at, int count, const Unit* values, int64_t stride) {
+        memset(seen, 0, sizeof(Unit) * blocks.value_depth(count) * p.value_dim);
         for (int i = 0; i < count; i += kDepth) {
             Unit* out = seen + i / kDepth * p.value_dim;
             const Unit* from = values + i / kDepth * stride;

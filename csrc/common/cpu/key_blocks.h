@@ -6,6 +6,9 @@
 
 #include "common/cpu/attention_strip.h"
 #include "common/cpu/units.h"
+#ifdef PYLUM_TILES
+#include "common/cpu/unit_tiles.h"
+#endif
 
 namespace pylum {
 namespace {
@@ -125,18 +128,27 @@ struct KeyBlocks {
     alignas(64) Unit k_buffer[kBlockKeys * (kMaxDim + 2) / Units<T>::kDepth];
     alignas(64) Unit v_buffer[kBlockKeys * kMaxDim / Units<T>::kDepth];
 
-    int64_t key_depth() const { return (head_dim + Units<T>::kDepth - 1) / Units<T>::kDepth; }
+    static int64_t units_of(int64_t n) {
+        constexpr int64_t kStep = Units<T>::kDepth * kUnitStep;
+        return (n + kStep - 1) / kStep * kUnitStep;
+    }
+    int64_t key_depth() const { return units_of(head_dim); }
+    // Of `count` values; a tile reads whole vectors of a row.
+    int64_t value_depth(int count) const { return units_of(count); }
+    bool whole_vectors() const { return kUnitStep == 1 || value_dim % kLanes == 0; }
 
     // [key_depth][64]; what stands past the first `count` keys is of no meaning.
     const Unit* keys(int64_t first, int count) {
         const T* block = k.block(first);
+        const int64_t used = (head_dim + Units<T>::kDepth - 1) / Units<T>::kDepth;
+        memset(k_buffer + used * kBlockKeys, 0, sizeof(Unit) * (key_depth() - used) * kBlockKeys);
         if (!k.pages) {
             pack_keys<kBlockKeys>(block, k.stride, count, head_dim, k_buffer);
             return k_buffer;
         }
-        if (Units<T>::kDepth == 2 && head_dim % 2 == 1) {
-            memcpy(k_buffer, block, sizeof(T) * (head_dim - 1) * kBlockKeys);
-            for (int i = 0; i < kBlockKeys; ++i) {
+        if (Units<T>::kDepth == 2 && (head_dim % 2 == 1 || used < key_depth())) {
+            memcpy(k_buffer, block, sizeof(T) * (head_dim / 2 * 2) * kBlockKeys);
+            for (int i = 0; head_dim % 2 == 1 && i < kBlockKeys; ++i) {
                 uint16_t bits;
                 memcpy(&bits, block + (head_dim - 1) * kBlockKeys + i, 2);
                 k_buffer[head_dim / 2 * kBlockKeys + i] = static_cast<Unit>(bits);
@@ -146,7 +158,7 @@ struct KeyBlocks {
         return reinterpret_cast<const Unit*>(block);
     }
 
-    // [count rounded up to units][value_dim], their stride; zero past `count`.
+    // [value_depth(count)][value_dim], their stride; zero past `count`.
     const Unit* values(int64_t first, int count, int64_t* stride) {
         const T* block = v.block(first);
         *stride = value_dim;
@@ -154,9 +166,12 @@ struct KeyBlocks {
             *stride = v.block_stride();
             return block;
         } else {
-            if (v.pages && count % 2 == 0) {
+            const int64_t used = (count + 1) / 2;
+            if (v.pages && count == 2 * value_depth(count) && whole_vectors()) {
                 return reinterpret_cast<const Unit*>(block);
             }
+            memset(v_buffer + used * value_dim, 0,
+                   sizeof(Unit) * (value_depth(count) - used) * value_dim);
             if (!v.pages) {
                 pack_values(block, v.stride, count, value_dim, v_buffer);
                 return v_buffer;

@@ -14,6 +14,13 @@ constexpr bool kNativePairs = true;
 constexpr bool kNativePairs = false;
 #endif
 
+// Units that a product takes at once: its depth is padded to whole steps of them.
+#ifdef PYLUM_TILES
+constexpr int kUnitStep = 16;
+#else
+constexpr int kUnitStep = 1;
+#endif
+
 // Unit: what the right side holds. Left: elements of the left side. kDepth: of a unit.
 template <typename T>
 struct Units;

@@ -1,0 +1,85 @@
+"""Builds the kernels for AMX on emulated tiles and lets ``pylum.ops`` run on them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pybind11
+import torch
+
+import pylum.ops
+from tests.cuda_emulator.emulated import _program
+
+ROOT = Path(__file__).parent.parent.parent
+BUILD = ROOT / "build" / "amx_emulator"
+# The functions of ``pylum._C`` that have kernels for AMX, for bfloat16.
+KERNELS = {"attention_forward", "prefix_attention_forward"}
+
+
+def build() -> Any:
+    """The emulated module, configured and compiled where its sources are newer."""
+    cmake = _program("cmake")
+    configure = [
+        cmake, "-S", str(Path(__file__).parent), "-B", str(BUILD), "-G", "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={_program('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]  # fmt: skip
+    for command in (configure, [cmake, "--build", str(BUILD)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    sys.path.insert(0, str(BUILD))
+    try:
+        return importlib.import_module("_amx_emulated")
+    finally:
+        sys.path.remove(str(BUILD))
+
+
+class Emulated:
+    """``pylum._C`` with emulated kernels for bfloat16; ``calls`` counts theirs."""
+
+    def __init__(self, module: Any, cpu: Any) -> None:
+        self.module = module
+        self.cpu = cpu
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in KERNELS:
+            return getattr(self.cpu, name)
+
+        def call(*arguments: Any) -> Any:
+            first = next(a for a in arguments if isinstance(a, torch.Tensor))
+            if first.dtype != torch.bfloat16:
+                return getattr(self.cpu, name)(*arguments)
+            self.calls += 1
+            result = getattr(self.module, name)(*arguments)
+            if fault := self.module.take_fault():
+                raise AssertionError(f"{name}: {fault}")
+            return result
+
+        return call
+
+
+@contextmanager
+def emulating(emulated: Emulated) -> Iterator[Emulated]:
+    """Every op of ``pylum.ops`` calls ``emulated`` instead of ``pylum._C``."""
+    modules = [
+        module
+        for info in pkgutil.iter_modules(pylum.ops.__path__)
+        if hasattr(module := importlib.import_module(f"pylum.ops.{info.name}"), "_C")
+    ]
+    before = [module._C for module in modules]
+    try:
+        for module in modules:
+            module._C = emulated
+        yield emulated
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module._C = value
