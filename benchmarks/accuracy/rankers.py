@@ -1,4 +1,5 @@
-"""What LUM's knowledge adds to Wide & Deep, DLRM, DIN and SIM, in the six arms of step 3.
+"""What LUM's knowledge adds to Wide & Deep, DLRM, DIN and SIM, in the six arms of step 3,
+and on all rows.
 
     python -m benchmarks.accuracy.rankers --data synthetic
     python -m benchmarks.accuracy.rankers --data ml-100k --protocol rest-auc
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 
 from pylum.demo import rankers as demo
-from pylum.rank.arms import ALL, ARMS, table
+from pylum.rank.arms import ALL, ARMS, BOTH_ALL, table
 from pylum.rank.ranker import Ranker
 
 OUT = Path(__file__).parent / "results"
+ALL_ARMS = [*ARMS, ALL, BOTH_ALL]
 
 
 def report(name: str, seed: int, ranker: Ranker) -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--in-sample", action="store_true", help="ml-100k: the wrong way, to see")
     parser.add_argument("--users", type=int, default=3000, help="synthetic")
     parser.add_argument("--rankers", nargs="+", choices=demo.RANKERS, default=demo.RANKERS)
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, ALL], default=[*ARMS, ALL])
+    parser.add_argument("--arms", nargs="+", choices=ALL_ARMS, default=ALL_ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lum-epochs", type=int, help="of the user model")
     parser.add_argument("--epochs", type=int, help="of the rankers")

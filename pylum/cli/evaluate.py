@@ -30,6 +30,10 @@ def evaluate(
         bool, typer.Option("--table", help="Rankers with and without a user model, instead.")
     ] = False,
     data: Annotated[str, typer.Option(help="With --table: synthetic or ml-100k.")] = "synthetic",
+    path: Annotated[
+        Path | None,
+        typer.Option(help="With --table, of ml-100k: its zip, folder or wheel; none: downloaded."),
+    ] = None,
     rankers: Annotated[
         str, typer.Option(help="With --table: wide_deep, dlrm, din, sim_rank; none: all.")
     ] = "",
@@ -52,8 +56,10 @@ def evaluate(
     if table:
         if model is not None:
             raise ValueError("model must be left out with --table, which trains its own")
-        _table(data, protocol, rankers, seeds, users, out)
+        _table(data, protocol, path, rankers, seeds, users, out)
         return
+    if path is not None:
+        raise ValueError("path must be left out without --table")
     if model is None or events is None:
         raise ValueError("model and events must both be given, or --table")
     import pylum
@@ -67,7 +73,13 @@ def evaluate(
 
 
 def _table(
-    data: str, protocol: str, rankers: str, seeds: int, users: int, out: Path | None
+    data: str,
+    protocol: str,
+    path: Path | None,
+    rankers: str,
+    seeds: int,
+    users: int,
+    out: Path | None,
 ) -> None:
     from pylum.demo import rankers as demo
     from pylum.rank.arms import table
@@ -80,11 +92,12 @@ def _table(
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     if data == "synthetic":
-        if protocol:
-            raise ValueError(f"protocol must be left out for synthetic data, got {protocol!r}")
+        for name, given in (("protocol", protocol), ("path", path)):
+            if given:
+                raise ValueError(f"{name} must be left out for synthetic data, got {given!r}")
         stage = demo.synthetic(users)
     elif data == "ml-100k":
-        stage = demo.ml_100k(protocol or "rest-auc")
+        stage = demo.ml_100k(protocol or "rest-auc", path=path)
     else:
         raise ValueError(f"data must be synthetic or ml-100k, got {data!r}")
 

@@ -18,7 +18,7 @@ from pylum.data.protocols import core, one_by_one, stages
 from pylum.evaluate.impressions import Comparison
 from pylum.knowledge import Knowledge, query
 from pylum.model import LUM, LUMConfig
-from pylum.rank.arms import ALL, ARMS, BASE, Arms, rows_of, run_arms
+from pylum.rank.arms import ALL, ARMS, BASE, BOTH_ALL, Arms, rows_of, run_arms
 from pylum.rank.as_of import impression_schema, impressions
 from pylum.rank.schema import Schema
 from pylum.rank.utilisation import matching
@@ -51,7 +51,7 @@ class Stage3:
         title: data and protocol.
         schema: of the rows.
         parts: train, valid and test.
-        all_rows: what a ranker without a user model could be trained on: also the user model's.
+        earlier: the rows the user model was trained on, which a ranker without one could be too.
         knowledge: as of every row, from weights that were not fitted on any of them.
         more: scores of the test rows to print beside.
         settings: by ranker.
@@ -60,7 +60,7 @@ class Stage3:
     title: str
     schema: Schema
     parts: tuple[pa.Table, pa.Table, pa.Table]
-    all_rows: pa.Table
+    earlier: pa.Table
     knowledge: Knowledge
     more: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Stage3:
         self,
         *,
         rankers: Sequence[str] = RANKERS,
-        arms: Sequence[str] = (*ARMS, ALL),
+        arms: Sequence[str] = (*ARMS, ALL, BOTH_ALL),
         seeds: Sequence[int] = (0, 1, 2),
         changes: dict[str, Any] | None = None,
         on_fit: Callable[..., None] | None = None,
@@ -87,7 +87,7 @@ class Stage3:
             rankers={r: {**self.settings.get(r, {}), **(changes or {})} for r in rankers},
             seeds=seeds,
             arms=arms,
-            all_rows=self.all_rows,
+            earlier=self.earlier,
             more=self.more,
             # It was made of other targets than these rows, which a cut in time cannot tell where
             # the stages are cut by user.
@@ -132,7 +132,7 @@ def synthetic(users: int = 3000, *, epochs: int = 8, negatives: int = 1, seed: i
         f"synthetic, {users:,} users, two stages by time",
         schema,
         parts,
-        pa.concat_tables([rows_of(rows, user_model), parts[0]]),
+        rows_of(rows, user_model),
         knowledge,
         {
             # Items are drawn evenly: the odds of a choice are as its probability.
@@ -193,7 +193,7 @@ def ml_100k(
         f"MovieLens 100K, {protocol}, two stages" + (", user model in-sample" * in_sample),
         schema,
         parts,
-        pa.concat_tables([rows_of(rows, user_model), parts[0]]),
+        rows_of(rows, user_model),
         knowledge,
         # Both answers are logits of the film: their difference is a log odds.
         {"LUM alone": (liked_or_not[:, 0] - liked_or_not[:, 1]).numpy()},
@@ -238,7 +238,9 @@ def plot(path: Path, title: str, found: Comparison) -> bool:
     rankers = [name.removesuffix(f" {BASE}") for name in found.values if name.endswith(f" {BASE}")]
     figure, axes = plt.subplots(figsize=(2 + 2.2 * len(rankers), 4.2), layout="constrained")
     colours = ["#b0b0b0", "#8a8a8a", "#a9d6e5", "#61a5c2", "#2a6f97", "#012a4a", "#e07a5f"]
-    arms = [arm for arm in (ALL, *ARMS) if any(f"{r} {arm}" in found.values for r in rankers)]
+    arms = [
+        arm for arm in (ALL, *ARMS, BOTH_ALL) if any(f"{r} {arm}" in found.values for r in rankers)
+    ]
     for place, (arm, colour) in enumerate(zip(arms, colours, strict=False)):
         points = [(n, found.values.get(f"{r} {arm}")) for n, r in enumerate(rankers)]
         kept = [(n, row["AUC"]) for n, row in points if row is not None]

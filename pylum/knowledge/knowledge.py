@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from pylum.data.columns import ANY
 from pylum.data.vocab import Vocab
 from pylum.index import encode_items
 from pylum.knowledge import store
+from pylum.knowledge.latest import Moments
 from pylum.model import LUM
+
+MEMORY_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,34 +64,29 @@ class Knowledge:
         """Number of moments."""
         return len(self.vectors)
 
-    def rows(self, users: Sequence[Any], times: Any = None) -> npt.NDArray[np.int64]:
+    def rows(self, users: Any, times: Any = None) -> npt.NDArray[np.int64]:
         """The latest moment of each user that is not after ``times``; -1: none.
 
         Args:
-            users: raw ids.
+            users: raw ids, a list or an Arrow array.
             times: a moment in seconds for each; None: the latest moment of the user.
         """
-        vocab = Vocab()
-        mine = vocab.grow(self.users, "users") if self.users else np.empty(0, np.int64)
-        asked = vocab.rows(list(users), "users") if len(users) else np.empty(0, np.int64)
-        order = np.lexsort((self.times.numpy(), mine))
-        limit = np.iinfo(np.int64).max if times is None else np.asarray(times, np.int64)
-        moments, owners = self.times.numpy()[order], mine[order]
-        distinct = np.unique(moments)
-        keys = owners * (len(distinct) + 1) + np.searchsorted(distinct, moments)
-        upto = np.searchsorted(distinct, np.broadcast_to(limit, asked.shape), side="right")
-        place = np.searchsorted(keys, asked * (len(distinct) + 1) + upto) - 1
-        found = (place >= 0) & (asked > 0)
-        found[found] = owners[place[found]] == asked[found]
-        out = np.full(len(asked), -1, np.int64)
-        out[found] = order[place[found]]
-        return out
+        asked = self._moments.users.rows(users, "users") if len(users) else np.empty(0, np.int64)
+        return self._moments.latest(asked, times)
 
     def item_rows(self, items: Any) -> npt.NDArray[np.int64]:
         """``[n]`` rows of ``item_vectors``; -1: an item without a vector."""
+        return self._item_vocab.rows(items, "items") - 1
+
+    @cached_property
+    def _moments(self) -> Moments:
+        return Moments.of(self.users, self.times)
+
+    @cached_property
+    def _item_vocab(self) -> Vocab:
         vocab = Vocab()
         vocab.grow(self.items, "items")
-        return vocab.rows(items, "items") - 1
+        return vocab
 
     def with_items(self, model: LUM, new: Any) -> Knowledge:
         """With vectors of items the model was not trained on.
@@ -106,8 +104,7 @@ class Knowledge:
                 f"got {model.fingerprint()}"
             )
         ids, vectors = encode_items(model, new)
-        vocab = Vocab()
-        vocab.grow(self.items, "items")
+        vocab = self._item_vocab.copy()
         rows = torch.from_numpy(vocab.grow(ids, "new")) - 1
         grown = self.item_vectors.new_empty(len(vocab) - 1, self.item_vectors.shape[1])
         grown[: len(self.items)] = self.item_vectors
@@ -129,8 +126,12 @@ class Knowledge:
         self.finish(folder, request)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Knowledge:
-        """From a folder of :meth:`save` or ``query(..., out=path)``.
+    def load(cls, path: str | os.PathLike[str], *, memory_limit: int = MEMORY_LIMIT) -> Knowledge:
+        """From a folder of :meth:`save` or ``query(..., out=path)``, read part by part.
+
+        Args:
+            memory_limit: bytes of ``vectors`` kept in memory; beyond it they are mapped from an
+                unnamed file in the folder for temporary files, and paged in where they are read.
 
         Raises:
             FileNotFoundError: there is no knowledge at ``path``.
@@ -142,23 +143,14 @@ class Knowledge:
         about = json.loads((folder / store.MANIFEST).read_text())
         if not about["complete"]:
             raise ValueError(f"{path} is not complete: run its query again to finish it")
-        return cls.read(folder, about)
-
-    @classmethod
-    def read(cls, folder: Path, about: dict[str, Any]) -> Knowledge:
-        """The finished parts of a folder and its items."""
-        names = [store.part_name(number) for number in range(about["parts"])]
-        table = pa.concat_tables([pq.read_table(folder / name) for name in names])
-        order = np.argsort(table["row"].to_numpy())
-        table = table.take(pa.array(order))
-        items = pq.read_table(folder / store.ITEMS)
         conditions = [condition_from_json(value) for value in about["conditions"]]
-        vectors = torch.from_numpy(store.vectors_of(table["vectors"]).copy())
+        parts = store.read_parts(folder, about["parts"], memory_limit)
+        items = pq.read_table(folder / store.ITEMS)
         return cls(
-            vectors.unflatten(1, (len(conditions), about["dim"])),
-            table["user"].to_pylist(),
-            torch.from_numpy(table["time"].to_numpy().copy()),
-            torch.from_numpy(table["seen"].to_numpy().copy()),
+            parts.vectors.unflatten(1, (len(conditions), about["dim"])),
+            parts.users.to_pylist(),
+            parts.times,
+            parts.seen,
             conditions,
             items["item"].to_pylist(),
             torch.from_numpy(store.vectors_of(items["vector"]).copy()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pylum.data.spool import allocate
+
 MANIFEST = "_knowledge.json"
 ITEMS = "_items.parquet"
+GROUP_ROWS = 1 << 14  # what is decoded at a time
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -36,7 +40,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write aside and rename: a file of this name is always whole."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table, aside)
+        pq.write_table(table, aside, row_group_size=GROUP_ROWS)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -77,6 +81,44 @@ def vectors_of(column: pa.ChunkedArray) -> npt.NDArray[Any]:
         array = pa.concat_arrays(array.chunks)
     flat = array.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(array), array.type.list_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """All parts of a folder, moments in the order of ``row``.
+
+    Args:
+        vectors: ``[R, N * D]``.
+        users: ``R`` raw ids.
+        times, seen: ``[R]`` int64.
+    """
+
+    vectors: torch.Tensor
+    users: pa.Array
+    times: torch.Tensor
+    seen: torch.Tensor
+
+
+def read_parts(folder: Path, count: int, memory_limit: int) -> Parts:
+    """One part at a time; vectors of more bytes than ``memory_limit`` are mapped from a file."""
+    names = [folder / part_name(number) for number in range(count)]
+    about = pa.concat_tables(
+        [pq.read_table(n, columns=["row", "user", "time", "seen"]) for n in names]
+    )
+    total = len(about)
+    kind = pq.read_schema(names[0]).field("vectors").type
+    dtype = np.dtype(kind.value_type.to_pandas_dtype())
+    large = total * kind.list_size * dtype.itemsize > memory_limit
+    vectors = allocate((total, kind.list_size), dtype, large)
+    for name in names:
+        with pq.ParquetFile(name, pre_buffer=False) as reader:
+            for group in range(reader.num_row_groups):
+                part = reader.read_row_group(group, columns=["row", "vectors"], use_threads=False)
+                vectors[part["row"].to_numpy()] = vectors_of(part["vectors"])
+    order = pa.array(np.argsort(about["row"].to_numpy()))
+    about = about.take(order)
+    times, seen = (torch.from_numpy(about[name].to_numpy().copy()) for name in ("time", "seen"))
+    return Parts(torch.from_numpy(vectors), about["user"].combine_chunks(), times, seen)
 
 
 def begin(path: Path, request: dict[str, Any], resume: bool) -> None:

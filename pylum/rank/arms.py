@@ -28,13 +28,14 @@ ARMS: dict[str, tuple[str, ...]] = {
     "+ both": ("item", "direct", "matching"),
     "+ both, shuffled": ("item", "direct", "matching"),
 }
-# The base on the rows the user model was trained on too: what the same data does without one.
-ALL = "base, all rows"
+# On the rows the user model was trained on too: what the same data does without one, and what it
+# does where knowledge is left out for those rows.
+ALL, BOTH_ALL = "base, all rows", "+ both, all rows"
 # The ranker of the arm with everything, asked when nothing is known.
 MISSING = "+ both, all missing"
 BASE, ITEM, DIRECT, BOTH, SHUFFLED = "base", "+ e_i", "+ direct", "+ both", "+ both, shuffled"
 # The differences that say something, beside each arm over the base.
-QUESTIONS = ((BOTH, ITEM), (BOTH, DIRECT), (SHUFFLED, ITEM), (BOTH, ALL))
+QUESTIONS = ((BOTH, ITEM), (BOTH, DIRECT), (SHUFFLED, ITEM), (BOTH, ALL), (BOTH_ALL, ALL))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class Arms:
         ]
         for ranker in rankers:
             present = [arm for arm in ARMS if f"{ranker} {arm}" in self.scores]
-            present += [a for a in (MISSING, ALL) if f"{ranker} {a}" in self.scores]
+            present += [a for a in (MISSING, ALL, BOTH_ALL) if f"{ranker} {a}" in self.scores]
             asked = [(arm, BASE) for arm in present if arm != BASE]
             asked += [(a, b) for a, b in QUESTIONS if a in present and b in present]
             pairs += [(f"{ranker} {a}", f"{ranker} {b}") for a, b in asked]
@@ -128,8 +129,8 @@ def run_arms(
     *,
     rankers: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int] = (0, 1, 2),
-    arms: Sequence[str] = (*ARMS, ALL),
-    all_rows: pa.Table | None = None,
+    arms: Sequence[str] = (*ARMS, ALL, BOTH_ALL),
+    earlier: pa.Table | None = None,
     more: Mapping[str, npt.NDArray[np.float64]] | None = None,
     allow_in_sample: bool = False,
     on_fit: Callable[[str, int, Ranker], None] | None = None,
@@ -143,21 +144,22 @@ def run_arms(
         knowledge: as of all of them.
         rankers: by name, settings.
         seeds: of the rankers.
-        arms: some of :data:`ARMS` and :data:`ALL`.
-        all_rows: ``train`` and the rows the user model was trained on: the floors' means are of
-            these, and :data:`ALL` is fitted on them; None: the floors are of ``train``.
+        arms: some of :data:`ARMS`, :data:`ALL` and :data:`BOTH_ALL`.
+        earlier: the rows the user model was trained on: floors are the means of these and
+            ``train``, and :data:`ALL` and :data:`BOTH_ALL` are fitted on both; None: neither is.
         more: scores of the test rows to print beside, such as the best possible.
         allow_in_sample: as for :meth:`Ranker.fit`.
         on_fit: called with the contestant's name, seed and ranker.
     """
-    known = train if all_rows is None else all_rows
+    whole = train if earlier is None else pa.concat_tables([earlier, train])
+    later = np.arange(len(whole)) >= len(whole) - len(train)
     columns = {
-        name: (known[column].to_numpy(), test[column].to_numpy())
+        name: (whole[column].to_numpy(), test[column].to_numpy())
         for name, column in (("user", schema.user), ("item", schema.item))
     }
     labels = test[schema.label].to_numpy().astype(np.float64)
     means = mean_floors(
-        known[schema.label].to_numpy(),
+        whole[schema.label].to_numpy(),
         *(columns[name][0] for name in ("user", "item")),
         *(columns[name][1] for name in ("user", "item")),
     )
@@ -165,22 +167,21 @@ def run_arms(
     other = shuffled(knowledge)
     for name, settings in rankers.items():
         for arm in arms:
-            if arm == ALL and all_rows is None:
+            everything = arm in (ALL, BOTH_ALL)
+            if everything and earlier is None:
                 continue
+            parts = ARMS[BOTH] if arm == BOTH_ALL else ARMS.get(arm, ())
+            given = None if not parts else other if arm == SHUFFLED else knowledge
             lines: list[npt.NDArray[np.float64]] = []
             missing: list[npt.NDArray[np.float64]] = []
             for seed in seeds:
-                parts = ARMS.get(arm, ())
-                given = None if not parts else other if arm == SHUFFLED else knowledge
-                ranker = Ranker(
-                    name,
-                    schema,
-                    given,
-                    **({"inputs": parts} if parts else {}),
-                    **{**settings, "seed": seed},
-                )
+                inputs = {"inputs": parts} if parts else {}
+                ranker = Ranker(name, schema, given, **inputs, **{**settings, "seed": seed})
                 ranker.fit(
-                    known if arm == ALL else train, valid=valid, allow_in_sample=allow_in_sample
+                    whole if everything else train,
+                    valid=valid,
+                    known=later if arm == BOTH_ALL else None,
+                    allow_in_sample=allow_in_sample,
                 )
                 lines.append(ranker.predict(test).astype(np.float64))
                 if arm == BOTH:

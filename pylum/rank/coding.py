@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
-from pylum.data.columns import as_ids
-from pylum.data.tables import as_table, pick
 from pylum.data.vocab import Vocab
 from pylum.ragged import Ragged, lengths_to_offsets
-from pylum.rank.schema import Feature, Schema
-
-QUANTILES = 256
+from pylum.rank.quantiles import quantile, quantile_bounds
+from pylum.rank.rows import flat_ids, labels, numbers_of
+from pylum.rank.schema import Schema
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +24,7 @@ class Coded:
 
     Args:
         numbers: ``[N, numbers]`` float32 in [0, 1]: the share of training rows below each value.
-        categories: by feature, ``[N]`` int64 rows of its vocabulary.
+        categories: by feature, ``[N]`` rows of its vocabulary: int64, or int32 to be stored.
         bags: by categories or sequence feature, ``N`` ragged rows of these.
         labels: ``[N]`` float32, or None.
     """
@@ -41,12 +38,45 @@ class Coded:
         return len(self.numbers)
 
     def take(self, index: torch.Tensor) -> Coded:
-        """The rows at ``index``, in its order."""
+        """The rows at ``index``, in its order, codes as int64."""
         return Coded(
             self.numbers[index],
-            {name: column[index] for name, column in self.categories.items()},
+            {name: column[index].long() for name, column in self.categories.items()},
             {name: _take(bag, index) for name, bag in self.bags.items()},
             None if self.labels is None else self.labels[index],
+        )
+
+
+class Collected:
+    """Pieces of coded rows on the way to one :class:`Coded`, codes as int32."""
+
+    def __init__(self) -> None:
+        self._columns: dict[tuple[str, str], list[torch.Tensor]] = {}
+
+    def add(self, piece: Coded) -> None:
+        columns = {("numbers", ""): piece.numbers}
+        for name, codes in piece.categories.items():
+            columns["category", name] = codes.int()
+        for name, bag in piece.bags.items():
+            columns["values", name] = torch.as_tensor(bag.values).int()
+            columns["lengths", name] = bag.lengths
+        if piece.labels is not None:
+            columns["labels", ""] = piece.labels
+        for place, column in columns.items():
+            self._columns.setdefault(place, []).append(column)
+
+    def rows(self) -> Coded:
+        """All of them; at most one column is there twice meanwhile."""
+        whole = {place: torch.cat(self._columns.pop(place)) for place in [*self._columns]}
+        return Coded(
+            whole["numbers", ""],
+            {name: column for (part, name), column in whole.items() if part == "category"},
+            {
+                name: Ragged(column, lengths_to_offsets(whole["lengths", name]))
+                for (part, name), column in whole.items()
+                if part == "values"
+            },
+            whole.get(("labels", "")),
         )
 
 
@@ -65,30 +95,39 @@ class Coder:
     bounds: dict[str, npt.NDArray[np.float64]]
 
     @classmethod
-    def fit(cls, schema: Schema, rows: pa.Table, min_count: int, old: Coder | None) -> Coder:
-        """Vocabularies and quantiles of ``rows``.
+    def fit(
+        cls, schema: Schema, pieces: Iterable[pa.Table], min_count: int, old: Coder | None
+    ) -> Coder:
+        """Vocabularies and quantiles of rows, read once.
 
         Args:
             min_count: a value seen less often, over all columns of its table, stays unknown.
             old: of a ranker to start from: its vocabularies grow, its quantiles stay.
         """
+        counts = {f.name: _Counts() for f in schema.of("category", "categories", "sequence")}
+        before = {} if old is None else old.bounds
+        values: dict[str, list[npt.NDArray[np.float64]]] = {
+            f.name: [] for f in schema.of("number") if f.name not in before
+        }
+        for rows in pieces:
+            for f in schema.features:
+                if f.kind != "number":
+                    counts[f.name].add(flat_ids(rows, f)[0], f.name)
+                elif f.name in values:
+                    values[f.name].append(numbers_of(rows, f))
         vocabs: dict[str, Vocab] = {}
         for f in schema.of("category", "categories", "sequence"):
             if f.shares is None:
-                parts = [flat_ids(rows, g)[0] for g in schema.features if g.table == f.name]
                 vocab = Vocab() if old is None or f.name not in old.vocabs else old.vocabs[f.name]
                 vocabs[f.name] = vocab.copy()
+                parts = [counts[g.name] for g in schema.features if g.table == f.name]
                 for part in parts:
                     # A wrong type is named before columns are counted together.
-                    _rows(vocabs[f.name], part, f.name)
-                ids = pa.concat_arrays(_of_one_type(parts, f.name)).drop_null()
-                counts = pc.value_counts(ids)
-                often = pc.greater_equal(counts.field("counts"), min_count)
-                vocabs[f.name].grow(counts.field("values").filter(often), f.name)
+                    _rows(vocabs[f.name], part.vocab.ids, f.name)
+                vocabs[f.name].grow(_often(parts, min_count, f.name), f.name)
         bounds = {}
         for f in schema.of("number"):
-            known = None if old is None else old.bounds.get(f.name)
-            bounds[f.name] = quantile_bounds(_numbers(rows, f)) if known is None else known
+            bounds[f.name] = before[f.name] if f.name in before else _bounds(values.pop(f.name))
         return cls(schema, vocabs, bounds)
 
     def encode(self, rows: pa.Table, with_labels: bool = False) -> Coded:
@@ -100,7 +139,7 @@ class Coder:
             TypeError: a column's type does not fit its kind.
         """
         numbers = [
-            quantile(_numbers(rows, f), self.bounds[f.name]) for f in self.schema.of("number")
+            quantile(numbers_of(rows, f), self.bounds[f.name]) for f in self.schema.of("number")
         ]
         categories, bags = {}, {}
         for f in self.schema.of("category"):
@@ -109,19 +148,22 @@ class Coder:
             ids, lengths = flat_ids(rows, f)
             codes = _rows(self.vocabs[f.table], ids, f.name)
             bags[f.name] = Ragged(codes, lengths_to_offsets(torch.from_numpy(lengths)))
-        sequences = [bags[f.name] for f in self.schema.of("sequence")]
-        for f, bag in zip(self.schema.of("sequence"), sequences, strict=True):
-            if not torch.equal(bag.offsets, sequences[0].offsets):
-                row = int((bag.lengths != sequences[0].lengths).nonzero()[0])
-                raise ValueError(
-                    f"all sequences of a row must have one length, got {int(bag.lengths[row])} of "
-                    f"{f.name!r} and {int(sequences[0].lengths[row])} of "
-                    f"{self.schema.of('sequence')[0].name!r} in row {row}"
-                )
+        self._check_sequences(bags)
         packed = torch.zeros(len(rows), 0)
         if numbers:
             packed = torch.from_numpy(np.stack(numbers, 1).astype(np.float32))
         return Coded(packed, categories, bags, labels(rows, self.schema) if with_labels else None)
+
+    def _check_sequences(self, bags: dict[str, Ragged]) -> None:
+        sequences = self.schema.of("sequence")
+        for f in sequences[1:]:
+            one, other = bags[f.name].lengths, bags[sequences[0].name].lengths
+            if not torch.equal(one, other):
+                row = int((one != other).nonzero()[0])
+                raise ValueError(
+                    f"all sequences of a row must have one length, got {int(one[row])} of "
+                    f"{f.name!r} and {int(other[row])} of {sequences[0].name!r} in one row"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Without the vocabularies."""
@@ -136,102 +178,41 @@ class Coder:
         return cls(Schema.from_json(data["schema"]), vocabs, bounds)
 
 
-def table_of(rows: Any, schema: Schema, more: tuple[str, ...] = ()) -> pa.Table:
-    """Rows as an Arrow table with every column the schema names.
+class _Counts:
+    """How often each value of a column stands in the pieces so far."""
+
+    def __init__(self) -> None:
+        self.vocab = Vocab()
+        self.counts = np.zeros(1, np.int64)
+
+    def add(self, ids: pa.Array, name: str) -> None:
+        codes = self.vocab.grow(ids, name)
+        counts = np.bincount(codes, minlength=len(self.vocab))
+        counts[: len(self.counts)] += self.counts
+        self.counts = counts
+
+
+def _often(parts: list[_Counts], min_count: int, name: str) -> pa.Array:
+    """Values that stand often enough in all columns together, in order of first appearance.
 
     Raises:
-        ValueError: columns are missing; all of them are named.
+        TypeError: the columns are of several types; one of nulls alone has none.
     """
-    table = as_table(rows, "rows")
-    wanted = [*(f.name for f in schema.features), *more]
-    missing = [name for name in dict.fromkeys(wanted) if name not in table.column_names]
-    if missing:
-        raise ValueError(
-            f"rows lack the columns {', '.join(missing)}; they have {', '.join(table.column_names)}"
+    parts = [part for part in parts if len(part.vocab) > 1]
+    kinds = {part.vocab.ids.type for part in parts}
+    if len(kinds) > 1:
+        raise TypeError(
+            f"columns that share {name!r} must be of one type, got {sorted(map(str, kinds))}"
         )
-    return table
+    if not parts:
+        return pa.array([], pa.int64())
+    coded = pa.concat_arrays([part.vocab.ids for part in parts]).dictionary_encode()
+    total = np.bincount(coded.indices.to_numpy(), np.concatenate([p.counts[1:] for p in parts]))
+    return coded.dictionary.filter(pa.array(total >= min_count))
 
 
-def labels(rows: pa.Table, schema: Schema) -> torch.Tensor:
-    """``[N]`` float32 of 0 and 1."""
-    column = pick(rows, schema.label, "rows")
-    if column.null_count:
-        raise ValueError(f"label {schema.label!r} must not be null, got {column.null_count} nulls")
-    if not (
-        pa.types.is_boolean(column.type)
-        or pa.types.is_integer(column.type)
-        or pa.types.is_floating(column.type)
-    ):
-        raise TypeError(f"label {schema.label!r} must be 0 or 1, got {column.type}")
-    values = column.to_numpy(zero_copy_only=False).astype(np.float32)
-    other = np.unique(values[(values != 0) & (values != 1)])
-    if len(other):
-        raise ValueError(f"label {schema.label!r} must be 0 or 1, got {other[:3].tolist()}")
-    return torch.from_numpy(values)
-
-
-def flat_ids(rows: pa.Table, f: Feature) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """The raw ids of a column one after the other, and how many each row has.
-
-    Raises:
-        TypeError: the column is a list where one value belongs, or the other way round.
-    """
-    column = pick(rows, f.name, "rows")
-    kind = column.type
-    lists = (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-    if f.kind == "category":
-        if lists:
-            raise TypeError(f"{f.name!r} is a category, one value a row, got {kind}")
-        return as_ids(column, f.name)[0], np.ones(len(column), np.int64)
-    if pa.types.is_null(kind):
-        return pa.array([], pa.int64()), np.zeros(len(column), np.int64)
-    if not lists:
-        raise TypeError(f"{f.name!r} is {f.kind}, a list a row, got {kind}")
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    lengths = lengths.astype(np.int64)
-    ids = as_ids(pc.list_flatten(column), f.name)[0]
-    if f.max_length and len(lengths) and lengths.max() > f.max_length:
-        ends = lengths.cumsum()
-        kept = np.minimum(lengths, f.max_length)
-        from_end = np.repeat(ends, lengths) - np.arange(len(ids))
-        ids = ids.filter(pa.array(from_end <= f.max_length))
-        lengths = kept
-    return ids, lengths
-
-
-def quantile_bounds(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The bounds of ``QUANTILES`` equally filled parts; equal bounds are kept, NaN does not count.
-
-    Section 3.1 of arXiv 1606.07792.
-    """
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return np.zeros(QUANTILES - 1)
-    return np.quantile(known, np.arange(1, QUANTILES) / QUANTILES)
-
-
-def quantile(
-    values: npt.NDArray[np.float64], bounds: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """``(i - 1) / (n - 1)`` for a value in the i-th of n parts; .5 for NaN.
-
-    A value on several equal bounds lies in the middle of them.
-    """
-    below = np.searchsorted(bounds, values, "left")
-    upto = np.searchsorted(bounds, values, "right")
-    return np.where(np.isnan(values), 0.5, (below + upto) / 2 / len(bounds))
-
-
-def _numbers(rows: pa.Table, f: Feature) -> npt.NDArray[np.float64]:
-    column = pick(rows, f.name, "rows")
-    kind = column.type
-    if pa.types.is_null(kind):
-        return np.full(len(column), np.nan)
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise TypeError(f"{f.name!r} is a number, got {kind}")
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+def _bounds(values: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    return quantile_bounds(np.concatenate([np.empty(0), *values]))
 
 
 def _rows(vocab: Vocab, ids: pa.Array, name: str) -> torch.Tensor:
@@ -241,20 +222,9 @@ def _rows(vocab: Vocab, ids: pa.Array, name: str) -> torch.Tensor:
     return torch.from_numpy(vocab.rows(ids, name))
 
 
-def _of_one_type(parts: list[pa.Array], name: str) -> list[pa.Array]:
-    """Parts without the empty ones; an all-null column has no type of its own."""
-    full = [part for part in parts if len(part) > part.null_count]
-    kinds = {part.type for part in full}
-    if len(kinds) > 1:
-        raise TypeError(
-            f"columns that share {name!r} must be of one type, got {sorted(map(str, kinds))}"
-        )
-    return full or [pa.array([], pa.int64())]
-
-
 def _take(bag: Ragged, index: torch.Tensor) -> Ragged:
     lengths = bag.lengths[index]
     offsets = lengths_to_offsets(lengths)
     places = torch.arange(int(offsets[-1]))
     places += (bag.offsets[index] - offsets[:-1]).repeat_interleave(lengths)
-    return Ragged(bag.values[places], offsets)
+    return Ragged(bag.values[places].long(), offsets)

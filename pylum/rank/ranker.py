@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
 from pylum.rank import training
-from pylum.rank.coding import Coder, table_of
+from pylum.rank.coding import Coder
 from pylum.rank.inputs import KnownSizes, Network
+from pylum.rank.reading import columns_of, knowledge_of, read_all
+from pylum.rank.rows import Rows
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 from pylum.rank.training import Batches
-from pylum.rank.utilisation import PARTS, Inputs, join, refuse_in_sample
+from pylum.rank.utilisation import PARTS, Inputs, check_pinned, join
 
 KIND = "pylum ranker"
 VOCABS = "vocabs.arrow"
@@ -34,8 +35,8 @@ class Ranker:
     Args:
         name: ``"wide_deep"``, ``"dlrm"``, ``"din"`` or ``"sim_rank"``.
         schema: of the rows.
-        knowledge: of :func:`pylum.query`, as of the rows' times, or None. Rows read the latest
-            moment of their user that is not after them.
+        knowledge: of :func:`pylum.query`, as of the rows' times, or its folder, or None. Rows read
+            the latest moment of their user that is not after them.
         inputs: what is taken of it: ``"item"`` (the item's vector), ``"direct"`` (the answers) and
             ``"matching"`` (similarities of answers and item).
         settings: as :class:`~pylum.rank.settings.Settings`.
@@ -49,7 +50,7 @@ class Ranker:
         self,
         name: str,
         schema: Schema,
-        knowledge: Knowledge | None = None,
+        knowledge: Knowledge | str | os.PathLike[str] | None = None,
         *,
         inputs: Sequence[str] = PARTS,
         **settings: Any,
@@ -58,12 +59,11 @@ class Ranker:
             raise ValueError(f"name must be one of {', '.join(training.NETWORKS)}, got {name!r}")
         if not isinstance(schema, Schema):
             raise TypeError(f"schema must be a pylum.rank.Schema, got {type(schema).__name__}")
-        if knowledge is not None and not isinstance(knowledge, Knowledge):
-            raise TypeError(f"knowledge must be a Knowledge, got {type(knowledge).__name__}")
         strangers = [part for part in inputs if part not in PARTS]
         if strangers or not inputs or isinstance(inputs, str):
             raise ValueError(f"inputs must be some of {', '.join(PARTS)}, got {inputs!r}")
-        self.name, self.schema, self.knowledge = name, schema, knowledge
+        self.name, self.schema = name, schema
+        self.knowledge = knowledge_of(knowledge)
         self.parts = tuple(part for part in PARTS if part in inputs)
         self.settings = Settings.of(name, settings)
         self.history: list[dict[str, float]] = []
@@ -85,18 +85,25 @@ class Ranker:
         *,
         valid: Any = None,
         init: Ranker | None = None,
+        known: Any = None,
         allow_in_sample: bool = False,
     ) -> Ranker:
         """Train on labelled rows.
 
+        A Parquet file is read twice, in pieces: memory holds its vocabularies and the rows as
+        codes of four bytes.
+
         Args:
-            rows: a table (Arrow, pandas, a dict of columns, or the path of a Parquet file).
+            rows: a table (Arrow, pandas, a dict of columns, or the path of a Parquet file or of a
+                directory of them).
             valid: rows of a later time: the epoch with the least loss on them is kept.
             init: a fitted ranker of the same name, schema and sizes to start from. Its vocabularies
                 grow and its quantiles stay. Knowledge that it does not have begins with weights of
                 zero, so that at first this ranker predicts what ``init`` does; knowledge of another
                 fingerprint is another vector space and begins anew.
-            allow_in_sample: also train on rows that are not later than the user model's training.
+            known: ``[N]`` booleans: rows that knowledge may be read for. The others, such as those
+                the user model was trained on, are learned from as if nothing were known. None: all.
+            allow_in_sample: also read it for rows not later than the user model's training.
 
         Returns:
             itself.
@@ -106,23 +113,21 @@ class Ranker:
                 ``init`` does not fit.
             TypeError: a column's type does not fit its kind.
         """
-        table = table_of(rows, self.schema, self._columns(self.knowledge, True))
-        if len(table) == 0:
-            raise ValueError("rows must be at least one, got none")
+        source = self._rows(rows, self.knowledge, True)
         old = self._old(init)
-        coder = Coder.fit(self.schema, table, self.settings.min_count, old.coder if old else None)
-        coded = coder.encode(table, with_labels=True)
+        coder = Coder.fit(self.schema, source, self.settings.min_count, old.coder if old else None)
+        coded, joined = read_all(
+            coder, source, self.knowledge, known=known, allow_in_sample=allow_in_sample
+        )
         assert coded.labels is not None
-        if len(coded.labels.unique()) < 2:
+        if bool((coded.labels == coded.labels[0]).all()):
             raise ValueError(
                 f"label {self.schema.label!r} must hold both 0 and 1, got "
-                f"{int(coded.labels[0])} in all {len(table)} rows"
+                f"{int(coded.labels[0])} in all {len(coded)} rows"
             )
-        joined, inputs, keep = None, None, False
+        inputs, keep = None, False
         if self.knowledge is not None:
-            if not allow_in_sample:
-                refuse_in_sample(self.knowledge, table, self.schema)
-            joined = join(self.knowledge, table, self.schema)
+            assert joined is not None
             keep = (
                 old is not None
                 and old.inputs is not None
@@ -139,13 +144,20 @@ class Ranker:
             training.carry_over(old.network, network, keep)
         self.coder, self.inputs, self.network = coder, inputs, network
         self.fingerprint = None if self.knowledge is None else self.knowledge.fingerprint
-        later = None if valid is None else self._batches(valid, self.knowledge, labels=True)
+        later = None
+        if valid is not None:
+            held = read_all(coder, self._rows(valid, self.knowledge, True, "valid"), self.knowledge)
+            later = Batches(held[0], self.knowledge, inputs, held[1])
         batches = Batches(coded, self.knowledge, inputs, joined)
         self.history = training.train(network, batches, self.settings, later)
         return self
 
     def predict(
-        self, rows: Any, *, knowledge: Knowledge | None = None, batch_rows: int = PREDICT_ROWS
+        self,
+        rows: Any,
+        *,
+        knowledge: Knowledge | str | os.PathLike[str] | None = None,
+        batch_rows: int = PREDICT_ROWS,
     ) -> npt.NDArray[np.float32]:
         """``[N]`` probability of a label of 1, in the order of ``rows``; no label is needed.
 
@@ -161,12 +173,21 @@ class Ranker:
         """
         if self.network is None:
             raise ValueError("the ranker must be fitted or loaded before it predicts")
-        if knowledge is None:
-            knowledge = self.knowledge
-        self._check(knowledge)
-        batches = self._batches(rows, knowledge, labels=False)
-        parts = [part.sigmoid() for part in training.logits(self.network, batches, batch_rows)]
-        return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
+        knowledge = self.knowledge if knowledge is None else knowledge_of(knowledge)
+        check_pinned(knowledge, self.inputs, self.fingerprint)
+        if batch_rows < 1:
+            raise ValueError(f"batch_rows must be at least 1, got {batch_rows}")
+        assert self.coder is not None
+        parts = [np.empty(0, np.float32)]
+        for piece in self._rows(rows, knowledge, False):
+            coded = self.coder.encode(piece)
+            batches = Batches(coded)
+            if knowledge is not None:
+                joined = join(knowledge, piece, self.schema)
+                batches = Batches(coded, knowledge, self.inputs, joined)
+            found = training.logits(self.network, batches, batch_rows)
+            parts += [part.sigmoid().numpy() for part in found]
+        return np.concatenate(parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder: safetensors, JSON and the vocabularies; knowledge is saved by itself.
@@ -193,7 +214,11 @@ class Ranker:
         write_folder(path, about, self.network.state_dict(), more)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], knowledge: Knowledge | None = None) -> Ranker:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        knowledge: Knowledge | str | os.PathLike[str] | None = None,
+    ) -> Ranker:
         """From a folder of :meth:`save`.
 
         Args:
@@ -218,24 +243,20 @@ class Ranker:
         network.load_state_dict(tensors)
         ranker.network = network.eval()
         if knowledge is not None:
-            ranker._check(knowledge)
-            ranker.knowledge = knowledge
+            ranker.knowledge = knowledge_of(knowledge)
+            check_pinned(ranker.knowledge, ranker.inputs, ranker.fingerprint)
         return ranker
 
     def _sizes(self, inputs: Inputs | None) -> KnownSizes:
-        if inputs is None:
-            return KnownSizes()
-        narrow = min(self.settings.knowledge_dim, inputs.dim)
-        return KnownSizes(inputs.vectors, inputs.numbers, inputs.dim, narrow)
+        return KnownSizes() if inputs is None else inputs.sizes(self.settings.knowledge_dim)
 
-    def _columns(self, knowledge: Knowledge | None, label: bool) -> tuple[str, ...]:
-        """What is read beside the features."""
-        schema = self.schema
-        wanted = [schema.label] if label else []
-        if knowledge is not None:
-            wanted += [schema.user, schema.item, schema.time]
-            wanted += [] if schema.condition is None else [schema.condition]
-        return tuple(wanted)
+    def _rows(
+        self, rows: Any, knowledge: Knowledge | None, label: bool, name: str = "rows"
+    ) -> Rows:
+        found = Rows(rows, self.schema, columns_of(self.schema, knowledge, label))
+        if label and next(iter(found), None) is None:
+            raise ValueError(f"{name} must be at least one, got none")
+        return found
 
     def _old(self, init: Ranker | None) -> Ranker | None:
         if init is None:
@@ -247,28 +268,3 @@ class Ranker:
         if init.name != self.name or init.schema != self.schema:
             raise ValueError(f"init must be a {self.name} of the same schema, got {init!r}")
         return init
-
-    def _check(self, knowledge: Knowledge | None) -> None:
-        if (knowledge is None) != (self.inputs is None):
-            wanted = f"of fingerprint {self.fingerprint}" if self.inputs else "None"
-            raise ValueError(
-                f"knowledge must be {wanted}, as in training, got "
-                f"{'none' if knowledge is None else knowledge.fingerprint}"
-            )
-        if knowledge is None or self.inputs is None:
-            return
-        if knowledge.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"knowledge must be of the user model {self.fingerprint} the ranker was trained "
-                f"with, got {knowledge.fingerprint}: vectors of two models do not compare"
-            )
-        self.inputs.check(knowledge)
-
-    def _batches(self, rows: Any, knowledge: Knowledge | None, labels: bool) -> Batches:
-        assert self.coder is not None
-        schema = self.schema
-        table = table_of(rows, schema, self._columns(knowledge, labels))
-        coded = self.coder.encode(table, with_labels=labels)
-        if knowledge is None or self.inputs is None:
-            return Batches(coded)
-        return Batches(coded, knowledge, self.inputs, join(knowledge, table, schema))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
+
+LEAST = {"epochs": 0, "seed": 0}
+BELOW = {"dropout": 1, "knowledge_dropout": 1}
+POSITIVE = ("lr", "ftrl_alpha")
 
 
 @dataclass(frozen=True)
@@ -56,32 +62,24 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "bottom", "attention"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            if any(size < 1 for size in getattr(self, name)):
-                raise ValueError(f"{name} must hold positive widths, got {getattr(self, name)}")
+        for f in fields(self):
+            given, low = getattr(self, f.name), LEAST.get(f.name, 1)
+            if isinstance(f.default, tuple):
+                wanted = "positive widths"
+                fits = isinstance(given, (list, tuple)) and all(_is(w, Integral, 1) for w in given)
+                given = tuple(given) if fits else given
+            elif isinstance(f.default, int):
+                wanted, fits = f"an integer of at least {low}", _is(given, Integral, low)
+            else:
+                above, below = f.name in POSITIVE, BELOW.get(f.name, math.inf)
+                wanted = f"a number in {'(' if above else '['}0, {below})"
+                fits = _is(given, Real, 0) and given < below and (given > 0 or not above)
+            if not fits:
+                raise ValueError(f"{f.name} must be {wanted}, got {given!r}")
+            plain: Any = type(f.default)  # a number of numpy's would not go into JSON
+            object.__setattr__(self, f.name, plain(given))
         if not self.hidden:
             raise ValueError("hidden must hold at least one width, got none")
-        for name in (
-            "dim",
-            "found",
-            "short",
-            "heads",
-            "buckets",
-            "min_count",
-            "batch_rows",
-            "knowledge_dim",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("dropout", "knowledge_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.epochs < 0 or not self.lr > 0 or self.weight_decay < 0:
-            raise ValueError(
-                "epochs and weight_decay must not be negative and lr positive, got "
-                f"{self.epochs}, {self.weight_decay}, {self.lr}"
-            )
 
     @classmethod
     def of(cls, name: str, given: dict[str, Any]) -> Settings:
@@ -98,3 +96,7 @@ class Settings:
         if name == "wide_deep":
             own = {"dim": 32, "hidden": (256, 128, 64), "lr": 0.02}
         return replace(cls(), **{**own, **given})
+
+
+def _is(value: Any, kind: type, low: int) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(value >= low)  # type: ignore[operator]

@@ -29,7 +29,7 @@ NETWORKS: dict[str, type[Network]] = {
 
 
 class Batches:
-    """Rows beside what is known of them, read by index.
+    """Rows beside what is known of them, taken by index.
 
     Args:
         rows: coded.
@@ -93,7 +93,8 @@ def train(
                 loss = torch.stack([main, *searched]).sum()
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(
-                        f"the loss is {float(loss)} in epoch {epoch + 1}: lower lr = {settings.lr}"
+                        f"the loss is {float(loss.detach())} in epoch {epoch + 1}: "
+                        f"lower lr = {settings.lr}"
                     )
                 loss.backward()
                 if wide is not None and wide.grad is not None:

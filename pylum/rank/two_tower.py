@@ -2,73 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import nn
 
 from pylum import ops
 from pylum.data.tables import as_table, pick
 from pylum.data.vocab import Vocab
+from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
-from pylum.rank.coding import Coded, Coder, labels, table_of
-from pylum.rank.inputs import Embeddings, Head, Known, KnownSizes
+from pylum.model.files import read_folder, write_folder
+from pylum.rank.coding import Coded, Coder
+from pylum.rank.inputs import Known, KnownSizes
+from pylum.rank.reading import columns_of, knowledge_of, read_all
+from pylum.rank.rows import Rows
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
-from pylum.rank.utilisation import Inputs, Joined, join, refuse_in_sample
+from pylum.rank.towers import Towers
+from pylum.rank.utilisation import Inputs, Joined, check_pinned, join
 
+KIND = "pylum two-tower retriever"
+VOCABS = "vocabs.arrow"
 PREDICT_ROWS = 8192
-
-
-class Towers(nn.Module):
-    """User and item vectors of unit length.
-
-    Args:
-        schema, vocabs: of the features of both.
-        user, item: names of the features of each; sequences are the user's.
-        known_user, known_item: sizes of knowledge.
-    """
-
-    def __init__(
-        self,
-        schema: Schema,
-        vocabs: dict[str, Vocab],
-        settings: Settings,
-        user: Sequence[str],
-        item: Sequence[str],
-        known_user: KnownSizes,
-        known_item: KnownSizes,
-    ) -> None:
-        super().__init__()
-        self.embeddings = Embeddings(schema, vocabs, settings.dim, settings.initial_scale)
-        numbers = [f.name for f in schema.of("number")]
-        self.at: dict[str, tuple[list[int], list[int]]] = {}
-        sides = {}
-        for side, names, known in (("user", user, known_user), ("item", item, known_item)):
-            fields = [n for n, name in enumerate(self.embeddings.pooled) if name in names]
-            floats = [n for n, name in enumerate(numbers) if name in names]
-            self.at[side] = (fields, floats)
-            behaviours = side == "user" and bool(schema.of("sequence"))
-            width = (len(fields) + behaviours) * settings.dim + len(floats)
-            if width == 0:
-                raise ValueError(f"{side} must name at least one feature, got {list(names)}")
-            sides[side] = Head(width, settings.hidden, known, settings.dropout, settings.dim)
-        self.sides = nn.ModuleDict(sides)
-        self.remembers = bool(schema.of("sequence"))
-
-    def forward(self, side: str, rows: Coded, known: Known | None) -> torch.Tensor:
-        """``[B, dim]`` unit vectors of one side."""
-        read = self.embeddings(rows)
-        fields, floats = self.at[side]
-        parts = [read.fields[:, fields].flatten(1), read.numbers[:, floats]]
-        if side == "user" and self.remembers:
-            parts.append(read.remembered)
-        return nn.functional.normalize(self.sides[side](torch.cat(parts, 1), known), dim=1)
 
 
 class TwoTower:
@@ -81,7 +43,8 @@ class TwoTower:
         schema: of the rows.
         user, item: names of its features of each side; others are not read. Sequences are the
             user's.
-        knowledge: its answers join the user's side, its item vectors the item's; or None.
+        knowledge: its answers join the user's side, its item vectors the item's; or its folder, or
+            None.
         temperature: divides the similarities.
         settings: as :class:`~pylum.rank.settings.Settings`; ``dim`` is also that of the vectors.
 
@@ -94,7 +57,7 @@ class TwoTower:
         schema: Schema,
         user: Sequence[str],
         item: Sequence[str],
-        knowledge: Knowledge | None = None,
+        knowledge: Knowledge | str | os.PathLike[str] | None = None,
         *,
         temperature: float = 0.07,
         **settings: Any,
@@ -113,13 +76,14 @@ class TwoTower:
         features = tuple(f for f in schema.features if f.name in user or f.name in item)
         self.schema = replace(schema, features=features, crosses=())
         self.user, self.item = tuple(user), tuple(item)
-        self.knowledge, self.temperature = knowledge, temperature
+        self.knowledge, self.temperature = knowledge_of(knowledge), float(temperature)
         self.settings = Settings.of("two_tower", settings)
         self.history: list[dict[str, float]] = []
         self.coder: Coder | None = None
         self.towers: Towers | None = None
         self.of_user: Inputs | None = None
         self.of_item: Inputs | None = None
+        self.fingerprint: str | None = None
 
     def fit(self, rows: Any, *, allow_in_sample: bool = False) -> TwoTower:
         """Train on the rows whose label is 1.
@@ -128,36 +92,36 @@ class TwoTower:
             ValueError: no row has a label of 1, a column is missing, or rows are in-sample.
         """
         schema, settings = self.schema, self.settings
-        table = table_of(rows, schema, (schema.label, *self._columns()))
-        table = table.filter(pa.array(labels(table, schema).numpy() == 1))
-        if not len(table):
+        columns = (schema.label, schema.item, *columns_of(schema, self.knowledge, False))
+        source = Rows(rows, schema, columns, chosen=True)
+        coder = Coder.fit(schema, source, settings.min_count, None)
+        ids, codes = Vocab(), []
+        for piece in source:
+            codes.append(torch.from_numpy(ids.grow(pick(piece, schema.item, "rows"), schema.item)))
+        if not codes:
             raise ValueError(f"rows must hold a label {schema.label!r} of 1, got none")
-        coder = self.coder = Coder.fit(schema, table, settings.min_count, None)
-        coded = coder.encode(table)
-        joined = None
+        coded, joined = read_all(coder, source, self.knowledge, allow_in_sample=allow_in_sample)
         if self.knowledge is not None:
-            if not allow_in_sample:
-                refuse_in_sample(self.knowledge, table, schema)
-            joined = join(self.knowledge, table, schema)
+            assert joined is not None
+            self.fingerprint = self.knowledge.fingerprint
             self.of_user = Inputs.fit(("direct",), self.knowledge, joined)
             self.of_item = replace(self.of_user, parts=("item",))
-        ids = Vocab()
-        codes = torch.from_numpy(ids.grow(pick(table, schema.item, "rows"), schema.item))
-        share = torch.bincount(codes, minlength=len(ids)).double() / len(codes)
+        item = torch.cat(codes)
+        share = torch.bincount(item, minlength=len(ids)).double() / len(item)
         log_q = share.clamp_min(1e-12).log().float()
+        self.coder, self.history = coder, []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.towers = Towers(
-                schema,
-                coder.vocabs,
-                settings,
-                self.user,
-                self.item,
-                self._sizes(self.of_user),
-                self._sizes(self.of_item),
-            )
-            self._train(coded, joined, codes, log_q)
+            self.towers = self._towers(coder)
+            self._train(coded, joined, item, log_q)
         return self
+
+    def _towers(self, coder: Coder) -> Towers:
+        sizes = [
+            KnownSizes() if inputs is None else inputs.sizes(self.settings.knowledge_dim)
+            for inputs in (self.of_user, self.of_item)
+        ]
+        return Towers(self.schema, coder.vocabs, self.settings, self.user, self.item, *sizes)
 
     def _train(
         self, coded: Coded, joined: Joined | None, codes: torch.Tensor, log_q: torch.Tensor
@@ -194,8 +158,8 @@ class TwoTower:
         schema = self.schema
         known = self.knowledge if knowledge is None else knowledge
         table = as_table(rows, "rows")
-        moments = () if known is None else (schema.user, schema.time)
-        wanted = [*self.user, *moments, *([schema.condition] if known and schema.condition else [])]
+        asked = [name for name in columns_of(schema, known, False) if name != schema.item]
+        wanted = [*self.user, *asked]
         missing = [name for name in wanted if name not in table.column_names]
         if missing:
             raise ValueError(f"rows lack the columns {', '.join(missing)}")
@@ -226,6 +190,70 @@ class TwoTower:
         ids[:] = [*known, None]  # the place of -1
         return ids[found.numpy()], scores.numpy()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder: safetensors, JSON and the vocabularies; knowledge is saved by itself.
+
+        Raises:
+            ValueError: not fitted, or ``path`` is no earlier save.
+        """
+        if self.towers is None or self.coder is None:
+            raise ValueError("the retriever must be fitted before it is saved")
+        coder = self.coder
+        about = {
+            "kind": KIND,
+            "user": self.user,
+            "item": self.item,
+            "temperature": self.temperature,
+            "coder": coder.to_json(),
+            "settings": asdict(self.settings),
+            "inputs": None if self.of_user is None else self.of_user.to_json(),
+            "fingerprint": self.fingerprint,
+            "history": self.history,
+        }
+
+        def more(folder: Path) -> None:
+            write_vocabs(folder / VOCABS, coder.vocabs)
+
+        write_folder(path, about, self.towers.state_dict(), more)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        knowledge: Knowledge | str | os.PathLike[str] | None = None,
+    ) -> TwoTower:
+        """From a folder of :meth:`save`.
+
+        Args:
+            knowledge: what its rows and items are joined with, of the fingerprint it was trained
+                with; it can also be given to :meth:`users` and :meth:`items`.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, or the knowledge is of another user model.
+        """
+        about, tensors = read_folder(path, KIND)
+        coder = Coder.from_json(about["coder"], read_vocabs(Path(path) / VOCABS))
+        model = cls(
+            coder.schema,
+            about["user"],
+            about["item"],
+            temperature=about["temperature"],
+            **about["settings"],
+        )
+        model.coder, model.history = coder, about["history"]
+        model.fingerprint = about["fingerprint"]
+        if about["inputs"] is not None:
+            model.of_user = Inputs.from_json(about["inputs"])
+            model.of_item = replace(model.of_user, parts=("item",))
+        towers = model._towers(coder)
+        towers.load_state_dict(tensors)
+        model.towers = towers.eval()
+        if knowledge is not None:
+            model.knowledge = knowledge_of(knowledge)
+            check_pinned(model.knowledge, model.of_user, model.fingerprint)
+        return model
+
     def _vectors(
         self, side: str, table: pa.Table, inputs: Inputs | None, knowledge: Knowledge | None
     ) -> torch.Tensor:
@@ -233,12 +261,8 @@ class TwoTower:
             raise ValueError("the retriever must be fitted first")
         coded = self.coder.encode(table)
         joined = None
-        if inputs is not None and knowledge is not None:
-            if knowledge.fingerprint != (self.knowledge or knowledge).fingerprint:
-                raise ValueError(
-                    "knowledge must be of the user model the retriever was trained with, got "
-                    f"{knowledge.fingerprint}"
-                )
+        check_pinned(knowledge, inputs, self.fingerprint)
+        if knowledge is not None:
             joined = _joined(knowledge, table, self.schema, side)
         parts = []
         with torch.inference_mode():
@@ -258,19 +282,6 @@ class TwoTower:
         if inputs is None or joined is None or knowledge is None:
             return None
         return inputs.gather(knowledge, joined, index)
-
-    def _sizes(self, inputs: Inputs | None) -> KnownSizes:
-        if inputs is None:
-            return KnownSizes()
-        narrow = min(self.settings.knowledge_dim, inputs.dim)
-        return KnownSizes(inputs.vectors, inputs.numbers, inputs.dim, narrow)
-
-    def _columns(self) -> tuple[str, ...]:
-        schema = self.schema
-        if self.knowledge is None:
-            return (schema.item,)
-        own = () if schema.condition is None else (schema.condition,)
-        return (schema.user, schema.item, schema.time, *own)
 
 
 def _only(table: pa.Table, side: Sequence[str], wanted: Sequence[str], schema: Schema) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from pylum.data.columns import ANY, MICROSECONDS, as_times
 from pylum.data.tables import pick
 from pylum.data.vocab import Vocab
 from pylum.knowledge import Knowledge
-from pylum.rank.inputs import Known
+from pylum.rank.inputs import Known, KnownSizes
 from pylum.rank.schema import Schema
 
 PARTS = ("item", "direct", "matching")
@@ -36,24 +36,39 @@ class Joined:
     items: torch.Tensor
     own: torch.Tensor | None = None
 
+    @classmethod
+    def of(cls, pieces: Sequence[Joined]) -> Joined:
+        """Pieces of rows, one after the other."""
+        own = [piece.own for piece in pieces if piece.own is not None]
+        moments, items = ([getattr(p, name) for p in pieces] for name in ("moments", "items"))
+        return cls(torch.cat(moments), torch.cat(items), torch.cat(own) if own else None)
+
+    def only(self, known: torch.Tensor) -> Joined:
+        """Nothing known of the other rows; ``known`` is ``[N]`` bool."""
+        return replace(
+            self,
+            moments=self.moments.masked_fill(~known, -1),
+            items=self.items.masked_fill(~known, -1),
+        )
+
 
 def join(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> Joined:
     """The latest moment of each row's user that is not after the row, and its item's vector.
 
-    A moment of NaN, as a log of reads has them, says that nothing was known then.
+    A moment or item of NaN, as a log of reads has them, says that nothing was known then.
 
     Raises:
         ValueError: the rows lack a column.
         TypeError: users or items are of another type than those of the knowledge.
     """
-    times = row_times(rows, schema)
-    users = pick(rows, schema.user, "rows").to_pylist()
-    moments = knowledge.rows(users, times)
+    moments = knowledge.rows(pick(rows, schema.user, "rows"), row_times(rows, schema))
     items = knowledge.item_rows(pick(rows, schema.item, "rows"))
     own = None if schema.condition is None else _own(knowledge, rows, schema.condition)
-    place = torch.from_numpy(moments)
-    nothing = knowledge.vectors[place.clamp_min(0), 0, 0].isnan() if len(knowledge) else place < 0
-    return Joined(place.masked_fill(nothing, -1), torch.from_numpy(items), own)
+    return Joined(
+        _known(torch.from_numpy(moments), knowledge.vectors.flatten(1)),
+        _known(torch.from_numpy(items), knowledge.item_vectors),
+        own,
+    )
 
 
 def matching(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> torch.Tensor:
@@ -67,6 +82,13 @@ def matching(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> torch.Tens
     known = inputs.gather(knowledge, joined, torch.arange(len(rows)))
     found = torch.where(known.no_number, 0, known.numbers)
     return found * inputs.scale + inputs.mean
+
+
+def _known(place: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Rows of ``vectors``; -1 also where they hold no numbers."""
+    if not len(vectors):
+        return place
+    return place.masked_fill(~vectors[place.clamp_min(0), 0].isfinite(), -1)
 
 
 def _own(knowledge: Knowledge, rows: pa.Table, column: str) -> torch.Tensor:
@@ -83,21 +105,11 @@ def row_times(rows: pa.Table, schema: Schema) -> npt.NDArray[np.int64]:
     return as_times(pick(rows, schema.time, "rows"), schema.time) // MICROSECONDS
 
 
-def refuse_in_sample(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> None:
-    """A user model remembers what it was fitted on: rows before its cut teach too much trust.
-
-    Raises:
-        ValueError: a row is not later than the latest event the model was trained on.
-    """
+def in_sample(knowledge: Knowledge, rows: pa.Table, schema: Schema) -> torch.Tensor:
+    """``[N]`` bool: rows that are not later than the latest event the model was trained on."""
     if knowledge.cut is None:
-        return
-    inside = int((row_times(rows, schema) <= knowledge.cut).sum())
-    if inside:
-        raise ValueError(
-            f"{inside} of {len(rows)} rows are not later than {knowledge.cut}, the latest event "
-            "the user model was trained on: train it on earlier events, or pass "
-            "allow_in_sample=True where it was not trained on these rows"
-        )
+        return torch.zeros(len(rows), dtype=torch.bool)
+    return torch.from_numpy(row_times(rows, schema) <= knowledge.cut)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,14 +212,9 @@ class Inputs:
         found = torch.einsum("rqd,rd->rq", answers, vectors) / knowledge.temperature
         return found, gone | (items < 0)[:, None]
 
-    def check(self, knowledge: Knowledge) -> None:
-        """Raise where the knowledge has other sizes."""
-        shape = [knowledge.vectors.shape[1], knowledge.item_vectors.shape[1]]
-        if shape != [self.conditions, self.dim]:
-            raise ValueError(
-                f"knowledge must have {self.conditions} conditions of {self.dim} numbers, as in "
-                f"training, got {shape[0]} of {shape[1]}"
-            )
+    def sizes(self, narrow: int) -> KnownSizes:
+        """For a network that makes vectors at most ``narrow`` wide."""
+        return KnownSizes(self.vectors, self.numbers, self.dim, min(narrow, self.dim))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -228,4 +235,31 @@ class Inputs:
             data["dim"],
             torch.tensor(data["mean"]),
             torch.tensor(data["scale"]),
+        )
+
+
+def check_pinned(knowledge: Knowledge | None, inputs: Inputs | None, fingerprint: Any) -> None:
+    """Knowledge must be what was trained with: of the same user model, asked as much.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if knowledge is None or inputs is None:
+        if knowledge is not None or inputs is not None:
+            wanted = f"of fingerprint {fingerprint}" if inputs else "None"
+            raise ValueError(
+                f"knowledge must be {wanted}, as in training, got "
+                f"{'none' if knowledge is None else knowledge.fingerprint}"
+            )
+        return
+    if knowledge.fingerprint != fingerprint:
+        raise ValueError(
+            f"knowledge must be of the user model {fingerprint} it was trained with, got "
+            f"{knowledge.fingerprint}: vectors of two models do not compare"
+        )
+    shape = [knowledge.vectors.shape[1], knowledge.item_vectors.shape[1]]
+    if shape != [inputs.conditions, inputs.dim]:
+        raise ValueError(
+            f"knowledge must have {inputs.conditions} conditions of {inputs.dim} numbers, as in "
+            f"training, got {shape[0]} of {shape[1]}"
         )

@@ -92,6 +92,11 @@ def test_info_names_what_was_built(monkeypatch, capsys):
         pytest.param(["evaluate"], 1, "model and events must both be given", id="no-model-given"),
         pytest.param(["evaluate", "--table", "--data", "x"], 1, "synthetic or ml-100k", id="table"),
         pytest.param(["evaluate", "--table", "--rankers", "x"], 1, "wide_deep, dlrm", id="ranker"),
+        pytest.param(["evaluate", "--table", "--path", "x"], 1, "path must be left", id="path"),
+        pytest.param(["evaluate", "--path", "x"], 1, "left out without --table", id="no-table"),
+        pytest.param(
+            ["evaluate", "--table", "--data", "ml-100k", "--path", "no-such"], 1, "no-such", id="ml"
+        ),
         pytest.param(["query", "a-model"], 2, "Missing argument", id="usage"),
     ],
 )

@@ -8,9 +8,10 @@ import torch
 from pylum.data import Vocab
 from pylum.ragged import Ragged, lengths_to_offsets
 from pylum.rank import Feature, Ranker, Schema
-from pylum.rank.coding import QUANTILES, Coded, quantile, quantile_bounds
+from pylum.rank.coding import Coded
 from pylum.rank.din import ActivationUnit
 from pylum.rank.ftrl import FTRL
+from pylum.rank.quantiles import QUANTILES, quantile, quantile_bounds
 from pylum.rank.settings import Settings
 from pylum.rank.training import build
 from tests.rank import worlds

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pylum.evaluate.metrics import ranks
+from pylum.rank import Ranker
 from pylum.rank.two_tower import TwoTower
 from tests.rank import worlds
 from tests.rank.test_ranker import changed
@@ -99,6 +100,38 @@ def test_only_chosen_rows_are_trained_on():
     a = TwoTower(worlds.SCHEMA, USER, ITEM, **{**SMALL, "epochs": 1}).fit(some)
     b = TwoTower(worlds.SCHEMA, USER, ITEM, **{**SMALL, "epochs": 1}).fit(kept)
     assert torch.equal(a.users(rows), b.users(rows))
+
+
+@pytest.mark.parametrize("known", [None, worlds.knowledge()], ids=["alone", "knowledge"])
+def test_save_and_load(known, tmp_path):
+    small = {**SMALL, "epochs": 1}
+    model = TwoTower(worlds.SCHEMA, USER, ITEM, known, temperature=0.1, **small).fit(chosen(300))
+    model.save(tmp_path / "towers")
+    model.save(tmp_path / "towers")  # replaces itself
+    again = TwoTower.load(tmp_path / "towers", known)
+    test = chosen(50, seed=1)
+    assert torch.equal(again.users(test), model.users(test))
+    assert torch.equal(again.items(catalogue()), model.items(catalogue()))
+    assert (again.history, again.temperature, again.schema) == (model.history, 0.1, model.schema)
+    assert not [f for f in (tmp_path / "towers").iterdir() if f.suffix in (".pkl", ".pt")]
+    if known is not None:
+        bare = TwoTower.load(tmp_path / "towers")
+        with pytest.raises(ValueError, match="knowledge must be of fingerprint aaaaaaaa"):
+            bare.users(test)
+        assert torch.equal(bare.users(test, knowledge=known), model.users(test))
+        with pytest.raises(ValueError, match="of the user model aaaaaaaa it was trained with"):
+            TwoTower.load(tmp_path / "towers", replace(known, fingerprint="b" * 8))
+    else:
+        with pytest.raises(ValueError, match="knowledge must be None, as in training"):
+            TwoTower.load(tmp_path / "towers", worlds.knowledge())
+    with pytest.raises(ValueError, match="must hold a pylum ranker"):
+        Ranker.load(tmp_path / "towers")
+    file = tmp_path / "towers" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="truncated or altered"):
+        TwoTower.load(tmp_path / "towers")
+    with pytest.raises(ValueError, match="must be fitted before it is saved"):
+        TwoTower(worlds.SCHEMA, USER, ITEM).save(tmp_path / "other")
 
 
 def test_errors():
