@@ -4,9 +4,29 @@
 #include <functional>
 
 #include "common/parallel.h"
+#include "topk/cuda/split.h"
 #include "topk/topk.h"
 
 namespace pylum::topk {
+
+static void check_lists(const std::optional<Tensor>& rows, const std::optional<Tensor>& offsets,
+                        const char* name, const Tensor& queries) {
+    if (!rows) {
+        return;
+    }
+    const std::string offsets_name = std::string(name) + " offsets";
+    expect_like(*rows, name, queries, "queries");
+    expect_dtype(*rows, name, DType::kInt64);
+    expect(rows->dims == 1 && rows->contiguous(), name, "[total] int64, contiguous", *rows);
+    if (!offsets) {
+        throw py::value_error(offsets_name + " are missing");
+    }
+    expect_like(*offsets, offsets_name.c_str(), queries, "queries");
+    expect_dtype(*offsets, offsets_name.c_str(), DType::kInt64);
+    expect(offsets->is_shape({queries.size(0) + 1}) && offsets->contiguous(), offsets_name.c_str(),
+           "[queries + 1 = " + std::to_string(queries.size(0) + 1) + "] int64, contiguous",
+           *offsets);
+}
 
 static void check_rows(const std::optional<Tensor>& rows, const std::optional<Tensor>& offsets,
                        const char* name, int64_t num_queries, int64_t num_items) {
@@ -14,15 +34,6 @@ static void check_rows(const std::optional<Tensor>& rows, const std::optional<Te
         return;
     }
     const std::string offsets_name = std::string(name) + " offsets";
-    expect_cpu(*rows, name);
-    expect_dtype(*rows, name, DType::kInt64);
-    expect(rows->dims == 1 && rows->contiguous(), name, "[total] int64, contiguous", *rows);
-    if (!offsets) {
-        throw py::value_error(offsets_name + " are missing");
-    }
-    expect_dtype(*offsets, offsets_name.c_str(), DType::kInt64);
-    expect(offsets->is_shape({num_queries + 1}) && offsets->contiguous(), offsets_name.c_str(),
-           "[queries + 1 = " + std::to_string(num_queries + 1) + "] int64, contiguous", *offsets);
     const int64_t* o = offsets->as<int64_t>();
     if (o[0] != 0 || o[num_queries] != rows->size(0)) {
         throw py::value_error(offsets_name + " must run from 0 to " +
@@ -70,8 +81,8 @@ static int64_t lists_bytes(const std::optional<Tensor>& rows, int64_t num_querie
 
 static Params params_of(const Tensor& queries, const Tensor& items, int64_t k, bool candidates,
                         int threads) {
-    expect_cpu(queries, "queries");
-    expect_cpu(items, "items");
+    expect_device(queries, "queries");
+    expect_like(items, "items", queries, "queries");
     expect_floating(queries, "queries");
     expect(queries.dims == 2 && queries.last_contiguous(), "queries",
            "[queries, dim], last dimension contiguous", queries);
@@ -102,11 +113,45 @@ static Params params_of(const Tensor& queries, const Tensor& items, int64_t k, b
             .threads = threads};
 }
 
+#ifdef PYLUM_CUDA
+static DeviceParams device_params(const Params& p, const std::optional<Tensor>& exclude,
+                                  const std::optional<Tensor>& exclude_offsets,
+                                  const std::optional<Tensor>& candidates,
+                                  const std::optional<Tensor>& candidates_offsets,
+                                  const Execution& on) {
+    if (p.k > kMostCudaK) {
+        throw py::value_error("k must be at most " + std::to_string(kMostCudaK) + " on cuda, got " +
+                              std::to_string(p.k));
+    }
+    // An empty tensor has no memory, yet no candidates differ from all items.
+    static const int64_t none = 0;
+    const auto lists = [&](const std::optional<Tensor>& rows,
+                           const std::optional<Tensor>& offsets) -> Lists {
+        if (!rows) {
+            return {};
+        }
+        return {rows->data ? rows->as<int64_t>() : &none,
+                offsets ? offsets->as<int64_t>() : nullptr, rows->numel()};
+    };
+    return {.params = p,
+            .exclude = lists(exclude, exclude_offsets),
+            .candidates = lists(candidates, candidates_offsets),
+            .parts = nullptr,
+            .errors = on.errors};
+}
+#endif
+
 // Bytes of workspace that forward_py needs.
 static int64_t workspace_py(const Tensor& queries, const Tensor& items, int64_t k,
                             const std::optional<Tensor>& exclude,
-                            const std::optional<Tensor>& candidates, int threads) {
-    const Params p = params_of(queries, items, k, candidates.has_value(), threads);
+                            const std::optional<Tensor>& candidates, const Execution& on) {
+    const Params p = params_of(queries, items, k, candidates.has_value(), on.threads);
+#ifdef PYLUM_CUDA
+    if (queries.cuda) {
+        return parts_needed(device_params(p, exclude, {}, candidates, {}, on)) *
+               sizeof(*DeviceParams::parts);
+    }
+#endif
     return Layout(p).total + lists_bytes(exclude, p.num_queries) +
            lists_bytes(candidates, p.num_queries) + 64;
 }
@@ -116,12 +161,25 @@ static void forward_py(const Tensor& queries, const Tensor& items,
                        const std::optional<Tensor>& exclude_offsets,
                        const std::optional<Tensor>& candidates,
                        const std::optional<Tensor>& candidates_offsets, const Tensor& scores,
-                       const Tensor& indices, const Tensor& workspace, int threads) {
-    Params p = params_of(queries, items, scores.size(1), candidates.has_value(), threads);
-    check_rows(exclude, exclude_offsets, "exclude", p.num_queries, p.num_items);
-    check_rows(candidates, candidates_offsets, "candidates", p.num_queries, p.num_items);
+                       const Tensor& indices, const Tensor& workspace, const Execution& on) {
+    Params p = params_of(queries, items, scores.size(1), candidates.has_value(), on.threads);
+    check_lists(exclude, exclude_offsets, "exclude", queries);
+    check_lists(candidates, candidates_offsets, "candidates", queries);
     p.scores = scores.as<float>();
     p.indices = indices.as<int64_t>();
+#ifdef PYLUM_CUDA
+    if (queries.cuda) {
+        DeviceParams d =
+            device_params(p, exclude, exclude_offsets, candidates, candidates_offsets, on);
+        d.parts = workspace.as<unsigned long long>();
+        py::gil_scoped_release release;
+        const cuda::DeviceGuard guard(queries.device);
+        launch_forward(d, on.stream);
+        return;
+    }
+#endif
+    check_rows(exclude, exclude_offsets, "exclude", p.num_queries, p.num_items);
+    check_rows(candidates, candidates_offsets, "candidates", p.num_queries, p.num_items);
     const auto address = reinterpret_cast<uintptr_t>(workspace.data);
     p.workspace = workspace.as<char>() + (64 - address % 64);
     char* space = p.workspace + Layout(p).total;
@@ -129,7 +187,7 @@ static void forward_py(const Tensor& queries, const Tensor& items,
     const auto lists = [&](const Tensor& rows, const Tensor& offsets) {
         auto* copies = reinterpret_cast<int64_t*>(space);
         auto* begin = reinterpret_cast<Rows*>(space + padded(rows.numel() * sizeof(int64_t)));
-        prepare(rows, offsets, copies, begin, p.num_queries, threads);
+        prepare(rows, offsets, copies, begin, p.num_queries, on.threads);
         space += lists_bytes(rows, p.num_queries);
         return begin;
     };

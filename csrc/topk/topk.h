@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/cpu_features.h"
+#include "common/execution.h"
 #include "common/tensor.h"
 
 namespace pylum::topk {
@@ -21,7 +21,7 @@ struct Rows {
 struct Params {
     const void* queries;  // [num_queries, dim], rows queries_stride apart
     const void* items;    // [num_items, dim], rows items_stride apart
-    DType dtype;          // of queries and items: float32 or bfloat16
+    DType dtype;          // of queries and items: float32, bfloat16 or, on CUDA, float16
     int64_t num_queries, num_items, dim, k;
     int64_t queries_stride, items_stride;
     const Rows* exclude;     // [num_queries]: rows each query may not return, or null
@@ -75,5 +75,21 @@ struct Layout {
 }  // namespace
 
 PYLUM_CPU_KERNEL_BF16(void forward(const Params&))
+
+// Rows of each query as they come: in any order, with repetitions. No rows is a null pointer.
+struct Lists {
+    const int64_t* rows;
+    const int64_t* offsets;  // [num_queries + 1]
+    int64_t total;
+};
+
+struct DeviceParams {
+    Params params;  // its lists, workspace and threads are unused
+    Lists exclude, candidates;
+    unsigned long long* parts;  // [parts_needed(params)] best keys of each part of the items
+    int32_t* errors;
+};
+
+void launch_forward(const DeviceParams& d, CUstream_st* stream);
 
 }  // namespace pylum::topk

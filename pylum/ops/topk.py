@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import register, run_on
 from pylum.ragged import Ragged
 
 
@@ -24,13 +24,15 @@ def topk(
     stands in a query's candidates several times.
 
     A query's result depends neither on the other queries of the call nor on threads: the score of a
-    query and an item is always the same sum in the same order. Lists of ``exclude`` and
-    ``candidates`` that are strictly ascending are used as they are, others are sorted first.
+    query and an item is always the same sum in the same order. On a CPU lists of ``exclude`` and
+    ``candidates`` that are strictly ascending are used as they are, others are sorted first. On
+    CUDA the scores of the k best of a part of the items are all that is ever stored.
 
     Args:
-        queries: ``[queries, dim]`` float32 or bfloat16, last dimension contiguous.
+        queries: ``[queries, dim]`` float32, bfloat16 or, on CUDA, float16, last dimension
+            contiguous.
         items: ``[items, dim]``, dtype of ``queries``, last dimension contiguous.
-        k: number of results, at least 0.
+        k: number of results, at least 0, on CUDA at most 4,096.
         exclude: for each query, rows it may not return.
         candidates: for each query, the only rows it may return; default: all.
 
@@ -39,7 +41,8 @@ def topk(
         indices ``[queries, k]`` int64.
 
     Raises:
-        ValueError: a shape, device, layout or row is not as above.
+        ValueError: a shape, device, layout or row is not as above. On CUDA a query with a bad row
+            in its lists has NaN scores and rows of -1, and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
     if k < 0:
@@ -53,8 +56,8 @@ def topk(
     )
 
 
-def _cpu(queries, items, k, exclude, exclude_offsets, candidates, candidates_offsets):
-    size = _C.topk_workspace(queries, items, k, exclude, candidates, threads())
+def _run(queries, items, k, exclude, exclude_offsets, candidates, candidates_offsets):
+    size = _C.topk_workspace(queries, items, k, exclude, candidates, run_on(queries))
     workspace = queries.new_empty(size // 8 + 1, dtype=torch.int64)
     scores, indices = _fake(queries, items, k, *[None] * 4)
     _C.topk_forward(
@@ -67,7 +70,7 @@ def _cpu(queries, items, k, exclude, exclude_offsets, candidates, candidates_off
         scores,
         indices,
         workspace,
-        threads(),
+        run_on(queries),
     )
     return scores, indices
 
@@ -81,6 +84,7 @@ def _fake(queries, items, k, exclude, exclude_offsets, candidates, candidates_of
 _op = register(
     "topk(Tensor queries, Tensor items, SymInt k, Tensor? exclude, Tensor? exclude_offsets, "
     "Tensor? candidates, Tensor? candidates_offsets) -> (Tensor, Tensor)",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
 )
