@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
+from pylum import checks
+
 CALENDAR = {"hour": 24, "weekday": 7}
 
 # Sizes the paper does not publish. The figure is the transformer's parameters, without tables.
@@ -28,6 +30,7 @@ class ModelConfig(ABC):
     dim: int
     layers: int
     width: int
+    heads: int
     feature_dim: int
     max_length: int
     window_step: int
@@ -77,23 +80,16 @@ class ModelConfig(ABC):
             if wrong or not isinstance(value, kinds[kind]):  # type: ignore[index, arg-type]
                 raise TypeError(f"{f.name} must be {kind}, got {value!r}")
 
-    def _check_ranges(
-        self, sizes: tuple[str, ...], shares: tuple[str, ...], scales: tuple[str, ...]
-    ) -> None:
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+    def _check_shared(self) -> None:
+        """What every model has."""
+        checks.at_least(self, 1, "dim", "layers", "width", "heads", "feature_dim", "max_length")
+        checks.shares(self, "dropout", "id_dropout")
+        checks.positive(self, "temperature", "initial_scale")
         if not 1 <= self.window_step <= self.max_length:
             raise ValueError(
                 f"window_step must be in [1, max_length = {self.max_length}], "
                 f"got {self.window_step}"
             )
-        for name in shares:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in scales:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def window_start(self, length: int) -> int:
         """First behaviour the model sees of a history of ``length`` behaviours."""
@@ -179,11 +175,10 @@ class LUMConfig(ModelConfig):
         set_(self, "kv_heads", self.kv_heads or self.heads)
         set_(self, "feature_dim", self.feature_dim or min(self.width, 32))
         set_(self, "calendar", tuple(self.calendar))
-        self._check_ranges(
-            ("dim", "layers", "width", "heads", "kv_heads", "feature_dim", "max_length"),
-            ("dropout", "any_dropout", "id_dropout"),
-            ("ffn", "temperature", "initial_scale", "rotary_base"),
-        )
+        self._check_shared()
+        checks.at_least(self, 1, "kv_heads")
+        checks.shares(self, "any_dropout")
+        checks.positive(self, "ffn", "rotary_base")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width must be an even multiple of heads = {self.heads}, got {self.width}"

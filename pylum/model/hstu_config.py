@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pylum import checks
 from pylum.model.config import ModelConfig
 
 SELECTORS = ("recency", "greedy", "uniform")
@@ -118,15 +119,9 @@ class HSTUConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name, known in (
-            ("variant", ("research", "production")),
-            ("task", ("retrieval", "ranking")),
-            ("length_selector", SELECTORS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
-                )
+        checks.one_of(self, ("research", "production"), "variant")
+        checks.one_of(self, ("retrieval", "ranking"), "task")
+        checks.one_of(self, SELECTORS, "length_selector")
         tasks = tuple(t if isinstance(t, Task) else Task(**t) for t in self.tasks)
         names = [t.name for t in tasks]
         if bool(tasks) != (self.task == "ranking") or len(set(names)) < len(names):
@@ -147,28 +142,20 @@ class HSTUConfig(ModelConfig):
             ("feature_dim", self.feature_dim or min(width, 32)),
         ):
             object.__setattr__(self, name, value)
-        sizes = ("dim", "layers", "width", "heads", "head_dim", "value_dim", "time_buckets")
-        self._check_ranges(
-            (*sizes, "max_length", "feature_dim"),
-            ("dropout", "id_dropout"),
-            ("temperature", "initial_scale"),
-        )
-        for name in ("head_dim", "value_dim"):
-            if getattr(self, name) > 256:
-                raise ValueError(f"{name} must be at most 256, got {getattr(self, name)}")
+        self._check_shared()
+        checks.at_least(self, 1, "head_dim", "value_dim", "time_buckets")
+        checks.at_most(self, 256, "head_dim", "value_dim")
+        checks.at_least(self, 0, "window", "min_full")
         if self.length_alpha and not 1 < self.length_alpha <= 2:
             raise ValueError(f"length_alpha must be in (1, 2], or 0, got {self.length_alpha}")
-        for name in ("window", "min_full"):
-            value = getattr(self, name)
-            if value < 0 or (value and self.variant == "research"):
-                raise ValueError(f"{name} must be 0, or positive in production, got {value}")
+        for name in ("window", "min_full", "context"):
+            if self.variant == "research" and getattr(self, name):
+                raise ValueError(
+                    f"{name} must be left out of the research variant, got {getattr(self, name)}"
+                )
         if self.min_full and not self.window:
             raise ValueError(
                 f"min_full must be 0 without window, which it lifts, got {self.min_full}"
-            )
-        if self.context and self.variant == "research":
-            raise ValueError(
-                f"context must be empty, or fields in production, got {list(self.context)}"
             )
         if len(set(self.context)) < len(self.context):
             raise ValueError(f"context must name each field once, got {list(self.context)}")

@@ -42,6 +42,7 @@ def pretrain(
     warmup: int = 100,
     clip: float = 1.0,
     patience: int = 10,
+    user_rate: float = 0.0,
     valid_time: bool = False,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -81,6 +82,10 @@ def pretrain(
         schedule: after ``warmup`` steps, at most an epoch, ``"cosine"`` to 2 % of ``lr``, or
             ``"constant"``; ``"auto"``: cosine where the number of epochs is known.
         clip: largest norm of the gradient.
+        user_rate: ``r``: an epoch reads a user of ``n`` behaviours with probability
+            ``min(1, r / n)``, drawn by seed and epoch, so that long histories do not outweigh the
+            others (HSTU's generative training, section 2.3: users sampled at rate ``1 / n``);
+            0: everyone.
         valid_time: ask the validation targets with their time, as ``query_time`` does in
             serving; else with an unknown one. HSTU's ranking always reads it.
         seed: of initial weights, order, windows, dropout and negatives.
@@ -122,6 +127,7 @@ def pretrain(
         warmup=warmup,
         clip=clip,
         seed=seed,
+        user_rate=user_rate,
     )
     if train.num_targets == 0:
         raise ValueError("train must have at least one target, got none")

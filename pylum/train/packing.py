@@ -9,7 +9,11 @@ from pylum.ragged import lengths_to_offsets
 
 
 def plan_epoch(
-    offsets: torch.Tensor, max_length: int, batch_events: int, generator: torch.Generator
+    offsets: torch.Tensor,
+    max_length: int,
+    batch_events: int,
+    generator: torch.Generator,
+    user_rate: float = 0.0,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Cut users into windows, shuffle them, and divide them into batches.
 
@@ -21,12 +25,19 @@ def plan_epoch(
         offsets: ``[B + 1]`` int64, in events.
         max_length: events of a window at most.
         batch_events: a batch ends with the window that fills it.
+        user_rate: a user of ``n`` events is in the epoch with probability ``min(1, rate / n)``, at
+            least one user is; 0: all are.
 
     Returns:
         for each batch, windows as ``(starts [W], lengths [W])``, rows of the events.
     """
     starts, lengths = offsets[:-1], offsets.diff()
     starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+    if user_rate and len(lengths):
+        # Below the rate where uniform * n is; the least of them decides where none is.
+        draw = torch.rand(len(lengths), generator=generator, dtype=torch.float64) * lengths
+        kept = draw < max(user_rate, float(draw.min()) * (1 + 1e-9))
+        starts, lengths = starts[kept], lengths[kept]
     first = lengths.clone()
     long = lengths > max_length
     first[long] = torch.randint(1, max_length + 1, (int(long.sum()),), generator=generator)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pylum import checks
 from pylum.data.events import Events
 from pylum.model.base import UserModel
 from pylum.model.hstu_config import HSTUConfig
@@ -40,17 +41,12 @@ class Recipe:
     warmup: int
     clip: float
     seed: int
+    user_rate: float
 
     def __post_init__(self) -> None:
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("batch_tokens", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        checks.positive(self, "lr", "clip")
+        checks.at_least(self, 1, "batch_tokens", "accumulate")
+        checks.at_least(self, 0, "warmup", "weight_decay", "user_rate")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,7 +120,11 @@ class Run:
         """The batches of this epoch: a function of seed and epoch alone."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.epoch)
         return plan_epoch(
-            self.events.offsets, self.model.config.max_length, self.batch_events, generator
+            self.events.offsets,
+            self.model.config.max_length,
+            self.batch_events,
+            generator,
+            self.recipe.user_rate,
         )
 
     def _step(self, plan: list[tuple[torch.Tensor, torch.Tensor]]) -> int:

@@ -108,17 +108,18 @@ def test_learns_what_users_like():
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "options"),
     [
-        pytest.param(SMALL, id="retrieval"),
-        pytest.param(SMALL.replace(length_alpha=1.5), id="stochastic-length"),
-        pytest.param(SMALL.replace(task="ranking", tasks=LIKES), id="ranking"),
+        pytest.param(SMALL, {}, id="retrieval"),
+        pytest.param(SMALL.replace(length_alpha=1.5), {}, id="stochastic-length"),
+        pytest.param(SMALL.replace(task="ranking", tasks=LIKES), {}, id="ranking"),
+        pytest.param(SMALL, {"user_rate": 6.0}, id="users-at-a-rate"),
     ],
 )
-def test_resumes_to_the_bit(config, tmp_path, monkeypatch):
-    data = tastes()
-    whole = weights(pretrain(config, data, seed=1, **FAST))
-    assert same(whole, weights(pretrain(config, data, seed=1, **FAST)))
+def test_resumes_to_the_bit(config, options, tmp_path, monkeypatch):
+    data, options = tastes(), {**FAST, **options}
+    whole = weights(pretrain(config, data, seed=1, **options))
+    assert same(whole, weights(pretrain(config, data, seed=1, **options)))
     step, calls = run_module.Run._step, []
 
     def interrupted(self, plan):
@@ -130,10 +131,12 @@ def test_resumes_to_the_bit(config, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.Run, "_step", interrupted)
     path = tmp_path / "state"
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, data, seed=1, checkpoint=path, **FAST)
+        pretrain(config, data, seed=1, checkpoint=path, **options)
     monkeypatch.undo()
-    resumed = pretrain(config, data, seed=1, resume=path, **FAST)
+    resumed = pretrain(config, data, seed=1, resume=path, **options)
     assert same(whole, weights(resumed))
+    with pytest.raises(ValueError, match="same arguments: \\['recipe'\\] differ"):
+        pretrain(config, data, seed=1, resume=path, **{**options, "user_rate": 2.0})
 
 
 def test_only_targets_are_predicted():

@@ -44,6 +44,34 @@ def test_windows_move_between_epochs_and_follow_the_seed():
     assert all(begins(seed)[0] == 0 for seed in range(20))
 
 
+def test_users_are_drawn_at_a_rate_of_their_length():
+    """A user of n events is in the epoch with probability min(1, rate / n), whole."""
+    lengths, rate, epochs = [2, 5, 10, 40, 0], 4.0, 3000
+    offsets = lengths_to_offsets(torch.tensor(lengths))
+    owner = torch.repeat_interleave(torch.tensor(lengths))
+    found = torch.zeros(5)
+    for seed in range(epochs):
+        generator = torch.Generator().manual_seed(seed)
+        batches = plan_epoch(offsets, 15, 1000, generator, rate)
+        read = torch.zeros(5, dtype=torch.int64)
+        for starts, sizes in batches:
+            read.index_add_(0, owner[starts], sizes)
+        assert all(r in (0, n) for r, n in zip(read.tolist(), lengths, strict=True))
+        found += read > 0
+    expected = torch.tensor([1.0, 0.8, 0.4, 0.1, 0.0])
+    # Five deviations of a share of 3,000 draws.
+    assert bool((found / epochs - expected).abs().max() < 5 * 0.5 / epochs**0.5)
+
+
+def test_an_epoch_has_a_user_however_small_the_rate():
+    offsets = lengths_to_offsets(torch.tensor([3, 4, 900]))
+    owner = torch.repeat_interleave(torch.tensor([3, 4, 900]))
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        batches = plan_epoch(offsets, 1000, 10, generator, 1e-6)
+        assert len(torch.cat([owner[starts] for starts, _ in batches])) == 1
+
+
 def test_short_users_are_never_cut():
     (starts, sizes), *_ = plan([30, 30], 30, 1000)
     assert sorted(starts.tolist()) == [0, 30] and sizes.tolist() == [30, 30]

@@ -223,6 +223,7 @@ def test_a_loss_that_is_not_finite_names_the_step(parts):
         pytest.param({"epochs": -1}, "epochs must be auto or a number", id="negative"),
         pytest.param({"lr": 0}, "lr must be positive, got 0", id="lr"),
         pytest.param({"batch_tokens": 0}, "batch_tokens must be at least 1", id="tokens"),
+        pytest.param({"user_rate": -1.0}, "user_rate must be at least 0", id="rate"),
         pytest.param({"schedule": "step"}, "schedule must be auto, cosine", id="schedule"),
         pytest.param({"precision": "int8"}, "precision must be auto, float32", id="precision"),
         pytest.param({"negatives": "none"}, "negatives must be auto, full", id="negatives"),
