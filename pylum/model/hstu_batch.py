@@ -161,7 +161,7 @@ def _history_times(
     least, most = torch.zeros_like(n), (n - 1).clamp(min=0)
     own = behaviour - (number % per == 0).long()
     index = (first + own.clamp(min=least, max=most)).clamp(max=events.total - 1)
-    after = (first + behaviour.clamp(max=most)).clamp(max=events.total - 1)
+    after = (first + behaviour.clamp(min=least, max=most)).clamp(max=events.total - 1)
     none = (n == 0) | (number < 0)
     return events.times[index].masked_fill(none, 0), events.times[after].masked_fill(none, 0)
 
