@@ -32,6 +32,18 @@ inline void parallel_for(int64_t n, int threads, const F& f) {
     }
 }
 
+// f(i, worker) for i in [0, n), begun in order; a worker takes one i at a time, so it may have
+// memory of its own.
+template <typename F>
+inline void for_workers(int64_t n, int64_t workers, const F& f) {
+    int64_t next = 0;
+    parallel_for(workers < n ? workers : n, static_cast<int>(workers), [&](int64_t worker) {
+        for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < n;) {
+            f(i, worker);
+        }
+    });
+}
+
 }  // namespace
 
 }  // namespace pylum

@@ -86,32 +86,22 @@ void task(const BackwardParams& b, int64_t i, float* workspace, double* dbias) {
     }
 }
 
-// f(i, workspace) for i in [0, n), in the order of i as far as it is free.
-template <typename F>
-void for_workers(const BackwardParams& b, int64_t n, const F& f) {
-    int64_t next = 0;
-    const int64_t workers = b.in.threads < b.workers ? b.in.threads : b.workers;
-    parallel_for(workers, static_cast<int>(workers), [&](int64_t worker) {
-        float* workspace = b.workspace + worker * b.worker_floats;
-        for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < n;) {
-            f(i, workspace);
-        }
-    });
-}
-
 }  // namespace
 
 void backward(const BackwardParams& b) {
     const int64_t tasks = b.in.batch.batch * b.in.kv_heads;
+    const int64_t workers = b.in.threads < b.workers ? b.in.threads : b.workers;
     if (!b.dbias) {
-        for_workers(b, tasks, [&](int64_t i, float* workspace) { task(b, i, workspace, nullptr); });
+        for_workers(tasks, workers, [&](int64_t i, int64_t worker) {
+            task(b, i, b.workspace + worker * b.worker_floats, nullptr);
+        });
         return;
     }
     // Whoever adds to a copy of the tables' gradients does so alone, in the order of the tasks.
     const int64_t entries = bias_entries(b.in.bias);
-    for_workers(b, kBiasCopies, [&](int64_t copy, float* workspace) {
+    for_workers(kBiasCopies, workers, [&](int64_t copy, int64_t worker) {
         for (int64_t i = copy; i < tasks; i += kBiasCopies) {
-            task(b, i, workspace, b.dbias + copy * entries);
+            task(b, i, b.workspace + worker * b.worker_floats, b.dbias + copy * entries);
         }
     });
 }

@@ -57,7 +57,7 @@ struct Tile {
     // The same where elements are pairs of bfloat16 of consecutive depth.
     __attribute__((always_inline)) void multiply_pairs(const uint32_t* a, int64_t a_row,
                                                        const float* b, int64_t b_step,
-                                                       int64_t depth) {
+                                                       int64_t depth, int64_t a_step = 1) {
         for (int64_t i = 0; i < depth; ++i) {
             __m512bh columns[kVectors];
 #pragma GCC unroll 4
@@ -72,7 +72,7 @@ struct Tile {
                     at[r][v] = (vfloat)_mm512_dpbf16_ps((__m512)at[r][v], x, columns[v]);
                 }
             }
-            a += 1;
+            a += a_step;
             b += b_step;
         }
     }

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "common/cpu/rows.h"
 #include "common/cpu/tile.h"
 #include "common/parallel.h"
 #include "sampled_softmax/sampled_softmax.h"
