@@ -6,7 +6,7 @@ set(PYLUM_COMMON_CUDA device.cu attention_batch.cu attention_backward_float32.cu
 list(TRANSFORM PYLUM_COMMON_CUDA PREPEND csrc/common/cuda/)
 pylum_add_op(append_pages CPU base.cpp CUDA forward.cu)
 pylum_add_op(attention CUDA_IN_COMMON CPU forward.cpp backward.cpp BF16 forward.cpp
-              backward.cpp AMX forward.cpp)
+              backward.cpp AMX forward.cpp backward.cpp)
 # Its CPU kernel is attention's.
 pylum_add_op(prefix_attention CUDA_IN_COMMON)
 pylum_add_op(query_layer CPU layer.cpp BF16 layer.cpp)
@@ -19,4 +19,4 @@ pylum_add_op(linear CPU base.cpp)
 pylum_add_op(residual_norm CPU base.cpp CUDA forward.cu backward.cu)
 pylum_add_op(rotary CPU base.cpp CUDA run.cu)
 pylum_add_op(swiglu CPU base.cpp CUDA run.cu)
-pylum_add_op(topk CPU topk.cpp BF16 topk.cpp CUDA forward.cu)
+pylum_add_op(topk CPU topk.cpp BF16 topk.cpp AMX topk.cpp CUDA forward.cu)

@@ -30,6 +30,6 @@ inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
 }  // namespace
 
 PYLUM_CPU_KERNEL_AMX(void forward(const AttentionInputs&))
-PYLUM_CPU_KERNEL_BF16(void backward(const BackwardParams&))
+PYLUM_CPU_KERNEL_AMX(void backward(const BackwardParams&))
 
 }  // namespace pylum::attention

@@ -110,7 +110,7 @@ static void backward_py(
                                 .worker_floats = workspace.size(1),
                                 .dbias = dbias ? dbias->as<double>() : nullptr};
     py::gil_scoped_release release;
-    PYLUM_CPU_CALL_BF16(p.dtype, backward, params);
+    PYLUM_CPU_CALL_AMX(p.dtype, backward, params);
     if (dbias) {
         const int64_t entries = bias_entries(p.bias);
         for (int64_t i = 0; i < entries; ++i) {

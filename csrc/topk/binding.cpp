@@ -197,7 +197,7 @@ static void forward_py(const Tensor& queries, const Tensor& items,
     if (candidates) {
         p.candidates = lists(*candidates, *candidates_offsets);
     }
-    PYLUM_CPU_CALL_BF16(p.dtype, forward, p);
+    PYLUM_CPU_CALL_AMX(p.dtype, forward, p);
 }
 
 void register_op(py::module_& m) {

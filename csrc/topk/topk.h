@@ -38,6 +38,8 @@ namespace {
 inline int64_t capacity_for(int64_t k) { return k + (k > 64 ? k : 64); }
 
 constexpr int64_t kSelectionBytes = 64;
+// Queries that a tile reads; those past the last are of no meaning.
+constexpr int64_t kQueryTile = 16;
 
 // Where each part of the workspace begins, in bytes. Every worker selects for itself, so selection
 // needs no lock; then the workers' selections are merged.
@@ -45,8 +47,8 @@ struct Layout {
     int64_t width = 0;       // dim rounded up to 16
     int64_t workers = 0;     // at most threads
     int64_t chunk = 0;       // queries selected at once
-    int64_t queries = 0;     // [max(chunk, workers), width] float32, or pairs of bfloat16
-    int64_t panels = 0;      // [workers, dim, 64] float32: items transposed
+    int64_t queries = 0;     // [chunk or workers * 16, width] float32, or pairs of bfloat16
+    int64_t panels = 0;      // [workers, width, 64] float32: items transposed
     int64_t selections = 0;  // [workers, chunk] of kSelectionBytes
     int64_t keys = 0;        // [workers, chunk, capacity_for(k)] int64
     int64_t total = 0;
@@ -65,8 +67,9 @@ struct Layout {
         chunk = (int64_t{1} << 18) / capacity_for(p.k) / 6 * 6;
         chunk = chunk < 6 ? 6 : chunk > 384 ? 384 : chunk;
         chunk = p.candidates ? 1 : chunk < p.num_queries ? chunk : p.num_queries;
-        queries = take((chunk > workers ? chunk : workers) * width * 4);
-        panels = take(workers * p.dim * 64 * 4);
+        queries = take((p.candidates ? workers : (chunk + kQueryTile - 1) / kQueryTile) *
+                       kQueryTile * width * 4);
+        panels = take(workers * width * 64 * 4);
         selections = take(workers * chunk * kSelectionBytes);
         keys = take(workers * chunk * capacity_for(p.k) * 8);
     }
@@ -74,7 +77,7 @@ struct Layout {
 
 }  // namespace
 
-PYLUM_CPU_KERNEL_BF16(void forward(const Params&))
+PYLUM_CPU_KERNEL_AMX(void forward(const Params&))
 
 // Rows of each query as they come: in any order, with repetitions. No rows is a null pointer.
 struct Lists {

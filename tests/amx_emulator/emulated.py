@@ -20,7 +20,13 @@ from tests.cuda_emulator.emulated import _program
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "build" / "amx_emulator"
 # The functions of ``pylum._C`` that have kernels for AMX, for bfloat16.
-KERNELS = {"attention_forward", "prefix_attention_forward"}
+KERNELS = {
+    "attention_forward",
+    "attention_backward",
+    "prefix_attention_forward",
+    "topk_forward",
+    "topk_workspace",
+}
 
 
 def build() -> Any:

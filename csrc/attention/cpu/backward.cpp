@@ -27,6 +27,9 @@ void add_rows(const BackwardParams& b, int64_t sequence, int64_t kv_head, const 
     const Sequence& s = b.in.batch.sequences[sequence];
     const int64_t group = b.in.heads / b.in.kv_heads;
 #ifdef __AVX512BF16__
+#ifdef PYLUM_TILES
+    const TileRegisters tiles;
+#endif
     PairSection work(b, sequence, kv_head);
     for_sections(s, sequence, kTaskRows, [&](const Section& section) {
         for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {

@@ -1,13 +1,13 @@
-// The backward pass on AVX512-BF16, all five products of bfloat16 pairs: of consecutive depth in
-// scores and dP, of consecutive keys in dq, of consecutive rows in dk and dv. Weights and the
-// gradients of scores are rounded to bfloat16, sums are float32.
+// The backward pass on AVX512-BF16 and AMX, all five products of bfloat16 pairs: of consecutive
+// depth in scores and dP, of consecutive keys in dq, of consecutive rows in dk and dv. Weights and
+// the gradients of scores are rounded to bfloat16, sums are float32.
 //
 // A section of up to 128 rows of one head goes through the keys block by block: what is packed of a
 // block serves all its strips, and dk and dv of the block are read and written once.
 #pragma once
 
 #include "attention/cpu/gradients.h"
-#include "attention/cpu/outer_pairs.h"
+#include "attention/cpu/outer_tiles.h"
 #include "common/cpu/attention_bias.h"
 #include "common/cpu/coarse.h"
 
@@ -34,6 +34,8 @@ struct PairStrip {
 };
 
 class PairSection {
+    static constexpr bool kTiles = BlockOf<bfloat16>::kTiles;
+
   public:
     PairSection(const BackwardParams& params, int64_t sequence, int64_t head)
         : b(params), p(params.in), s(params.in.batch.sequences[sequence]), kv_head(head) {}
@@ -110,6 +112,10 @@ class PairSection {
             pack_pair(row, i + 1 < section.rows ? row + stride : nullptr, dim, pair);
             memset(pair + dim, 0, sizeof(uint32_t) * (pad - dim));
         }
+        if (kTiles) {
+            const int pairs = (section.rows + 1) / 2, all = (section.rows + 31) / 32 * 16;
+            memset(out + pairs * pad, 0, sizeof(uint32_t) * (all - pairs) * pad);
+        }
     }
 
     void load_rows() {
@@ -166,6 +172,16 @@ class PairSection {
     // Keys and values of the history, or targets of the sequence, from number `first` on.
     void load_block(int64_t first, int size, bool targets) {
         const int64_t at = targets ? s.history + first : first;
+        block_keys = size;
+#ifdef PYLUM_TILES
+        const int64_t row = s.first_row + at;
+        const bfloat16* k = static_cast<const bfloat16*>(p.k) + row * p.k_row + kv_head * p.k_head;
+        const bfloat16* v = static_cast<const bfloat16*>(p.v) + row * p.v_row + kv_head * p.v_head;
+        keys = key_tiles(k, p.k_row, size, p.head_dim, k_rows);
+        values = key_tiles(v, p.v_row, size, p.value_dim, v_rows);
+        key_columns =
+            value_tiles(k, p.k_row, size, p.head_dim, reinterpret_cast<bfloat16*>(k_pairs));
+#else
         const auto copy = [&](const void* x, int64_t row, int64_t head_stride, int64_t dim,
                               bfloat16* out) {
             const bfloat16* from =
@@ -182,17 +198,21 @@ class PairSection {
         keys = copy(p.k, p.k_row, p.k_head, p.head_dim, k_rows);
         values = copy(p.v, p.v_row, p.v_head, p.value_dim, v_rows);
         pack_values(keys.data, keys.row, size, p.head_dim, k_pairs);
-        block_keys = size;
         keys_checked = false;
+#endif
     }
 
     bool keys_finite() {
+#ifdef PYLUM_TILES
+        return key_columns.finite;
+#else
         if (!keys_checked) {
             keys_are_finite =
                 all_finite(PairValues{k_pairs, p.head_dim, block_keys}, block_keys, p.head_dim);
             keys_checked = true;
         }
         return keys_are_finite;
+#endif
     }
 
     // Strips [begin, end) on the block that is loaded; each sees some of its keys.
@@ -211,41 +231,21 @@ class PairSection {
         const int64_t at = own ? s.history + first : first;
         const int rows = (end - 1 - begin) * kStripRows + strips[end - 1].rows;
         const bool plain = full || rows_finite;
+        const auto sees = [&](int row, int key) {
+            const int strip = begin + row / kStripRows;
+            return row < rows && strips[strip].sees(*spans[strip], row % kStripRows, first + key);
+        };
         const auto outer = [&](const bfloat16* x, const uint32_t* pairs, int64_t pad, float* out) {
             x += begin * kStripRows;
             pairs += begin * kStripRows / 2 * pad;
             if (plain) {
-                add_outer(x, size, (rows + 1) / 2, pairs, pad, out + at * pad);
+                add_outer(x, size, rows, pairs, pad, out + at * pad);
             } else {
-                add_outer_seen(x, size, begin, rows, first, spans, pairs, pad, out + at * pad);
+                add_outer_seen(x, size, rows, pairs, pad, sees, out + at * pad);
             }
         };
         outer(dweights, q_pairs, padded(p.head_dim), to.dk);
         outer(weights, dout_pairs, padded(p.value_dim), to.dv);
-    }
-
-    // add_outer() where a row may hold NaN or infinity: keys that it does not see take it for zero.
-    __attribute__((noinline)) void add_outer_seen(const bfloat16* x, int size, int begin, int rows,
-                                                  int64_t first, const Spans* const* spans,
-                                                  const uint32_t* pairs, int64_t pad,
-                                                  float* out) const {
-        const auto sees = [&](int row, int64_t key) {
-            const int strip = begin + row / kStripRows;
-            return row < rows && strips[strip].sees(*spans[strip], row % kStripRows, key);
-        };
-        for (int i = 0; i < size; ++i) {
-            for (int r = 0; r < rows; r += 2) {
-                const vint kept = broadcast(static_cast<int32_t>(
-                    (sees(r, first + i) ? 0xffffu : 0u) | (sees(r + 1, first + i) ? ~0xffffu : 0)));
-                const __m512bh weight = pair_of(x + i * kTaskRows + r);
-                for (int64_t d = 0; d < pad; d += kLanes) {
-                    const vint both =
-                        load(reinterpret_cast<const int32_t*>(pairs + r / 2 * pad + d)) & kept;
-                    float* at = out + i * pad + d;
-                    store(at, add_pairs(load(at), weight, (vfloat)both));
-                }
-            }
-        }
     }
 
     template <int kVecs>
@@ -282,6 +282,11 @@ class PairSection {
             gradients<kVecs>(size, column, first, spans, full,
                              [&](int v, vfloat& x, vfloat& dx) { silu(v, logistic(x), x, dx); });
         }
+        // A product takes whole strips of rows.
+        for (int key = 0; kTiles && kVecs == 1 && key < block_size_; ++key) {
+            memset(weights + key * kTaskRows + column + kLanes, 0, sizeof(bfloat16) * kLanes);
+            memset(dweights + key * kTaskRows + column + kLanes, 0, sizeof(bfloat16) * kLanes);
+        }
         for (int key = size; key < block_size_; ++key) {
             memset(weights + key * kTaskRows + column, 0, sizeof(bfloat16) * kVecs * kLanes);
             memset(dweights + key * kTaskRows + column, 0, sizeof(bfloat16) * kVecs * kLanes);
@@ -289,8 +294,9 @@ class PairSection {
         if (p.bias.given()) {
             add_bias_gradient<kVecs>(p.bias, strip.bias, bias, dscores, to.dpositions, to.dtimes);
         }
-        if ((full && size % 2 == 0) || keys_finite()) {
-            add_dq<kVecs>(strip, (size + 1) / 2);
+        const bool whole = full && (kTiles ? size == block_keys : size % 2 == 0);
+        if (whole || keys_finite()) {
+            add_dq<kVecs>(strip, size);
         } else {
             add_dq_seen<kVecs>(strip, size, first, spans);
         }
@@ -334,8 +340,12 @@ class PairSection {
     }
 
     template <int kVecs>
-    __attribute__((noinline)) void add_dq(PairStrip& strip, int pairs) {
+    __attribute__((noinline)) void add_dq(PairStrip& strip, int size) {
+#ifdef PYLUM_TILES
+        add_products<kVecs>(key_columns, size, dpairs, p.head_dim, strip.dq_columns);
+#else
         constexpr int kLead = kVecs * kLanes;
+        const int pairs = (size + 1) / 2;
         int64_t d = 0;
         for (; d + kTile <= p.head_dim; d += kTile) {
             weighted_tile<kVecs, kTile>(k_pairs + d, p.head_dim, pairs, dpairs, nullptr,
@@ -345,12 +355,17 @@ class PairSection {
             weighted_tile<kVecs, 1>(k_pairs + d, p.head_dim, pairs, dpairs, nullptr,
                                     strip.dq_columns + d * kLead);
         }
+#endif
     }
 
     // The same where a key may hold NaN or infinity: lanes that do not see it take it for zero.
     template <int kVecs>
     __attribute__((noinline)) void add_dq_seen(PairStrip& strip, int size, int64_t first,
                                                const Spans& spans) {
+#ifdef PYLUM_TILES
+        add_seen_products<kVecs>(key_columns, size, first, spans, dpairs, p.head_dim,
+                                 strip.dq_columns);
+#else
         constexpr int kLead = kVecs * kLanes;
         for (int i = 0; i < size; i += 2) {
             for (int v = 0; v < kVecs; ++v) {
@@ -364,6 +379,7 @@ class PairSection {
                 }
             }
         }
+#endif
     }
 
     template <int kVecs>
@@ -391,9 +407,13 @@ class PairSection {
     alignas(64) uint32_t q_pairs[kTaskRows / 2 * kMaxDim];  // [pair of rows][padded dim]
     alignas(64) uint32_t dout_pairs[kTaskRows / 2 * kMaxDim];
     // Of the block: keys and values as rows, keys in pairs.
-    PairKeys keys, values;
+    BlockOf<bfloat16>::Keys keys, values;
     int block_keys;
+#ifdef PYLUM_TILES
+    TileValues key_columns;  // in k_pairs
+#else
     bool keys_checked, keys_are_finite;
+#endif
     alignas(64) bfloat16 k_rows[kBlockKeys * kMaxDim];
     alignas(64) bfloat16 v_rows[kBlockKeys * kMaxDim];
     alignas(64) uint32_t k_pairs[kBlockPairs * kMaxDim];

@@ -80,8 +80,10 @@ __attribute__((noinline)) void outer_columns(const bfloat16* weights, int count,
     }
 }
 
-inline void add_outer(const bfloat16* weights, int count, int pairs, const uint32_t* x, int64_t pad,
+#ifndef PYLUM_TILES
+inline void add_outer(const bfloat16* weights, int count, int rows, const uint32_t* x, int64_t pad,
                       float* out) {
+    const int pairs = (rows + 1) / 2;
     int64_t d = 0;
     for (; d + 4 * kLanes <= pad; d += 4 * kLanes) {
         outer_columns<4, 4>(weights, count, pairs, x + d, pad, out + d);
@@ -93,6 +95,27 @@ inline void add_outer(const bfloat16* weights, int count, int pairs, const uint3
         outer_columns<8, 1>(weights, count, pairs, x + d, pad, out + d);
     }
 }
+
+// The same where a row may hold NaN or infinity: keys that it does not see take it for zero.
+template <typename Sees>
+__attribute__((noinline)) void add_outer_seen(const bfloat16* weights, int count, int rows,
+                                              const uint32_t* x, int64_t pad, const Sees& sees,
+                                              float* out) {
+    for (int i = 0; i < count; ++i) {
+        for (int r = 0; r < rows; r += 2) {
+            const vint kept = broadcast(static_cast<int32_t>((sees(r, i) ? 0xffffu : 0u) |
+                                                             (sees(r + 1, i) ? ~0xffffu : 0)));
+            const __m512bh weight = pair_of(weights + i * kTaskRows + r);
+            for (int64_t d = 0; d < pad; d += kLanes) {
+                const vint both =
+                    load(reinterpret_cast<const int32_t*>(x + r / 2 * pad + d)) & kept;
+                float* at = out + i * pad + d;
+                store(at, add_pairs(load(at), weight, (vfloat)both));
+            }
+        }
+    }
+}
+#endif
 #endif
 
 }  // namespace

@@ -119,42 +119,41 @@ inline TileValues page_value_tiles(const bfloat16* page, int count, int64_t dim,
         out);
 }
 
-// Sums of two tiles of rows by kVecs of columns over `steps` products. Tiles 0 to 3 hold them.
-template <int kVecs>
-inline void multiply_block(const bfloat16* left, int64_t left_row, const float* right, int steps) {
-    constexpr int64_t kLead = kVecs * kLanes;
+// Adds to two tiles of rows by kColumns of columns over `steps` products; tiles 0 to 3 hold them.
+// Rows of the right side are pairs of depth.
+template <int kColumns>
+inline void multiply_block(const bfloat16* left, int64_t left_row, const float* right,
+                           int64_t right_row, int steps) {
     for (int i = 0; i < steps; ++i) {
         load_tile<4>(left + i * kProductDepth, 2 * left_row);
         load_tile<5>(left + i * kProductDepth + kProductRows * left_row, 2 * left_row);
-        const float* columns = right + i * kProductPairs * kLead;
-        load_tile<6>(columns, 4 * kLead);
+        const float* columns = right + i * kProductPairs * right_row;
+        load_tile<6>(columns, 4 * right_row);
         multiply_tiles<0, 4, 6>();
         multiply_tiles<2, 5, 6>();
-        if constexpr (kVecs == 2) {
-            load_tile<7>(columns + kLanes, 4 * kLead);
+        if constexpr (kColumns == 2) {
+            load_tile<7>(columns + kLanes, 4 * right_row);
             multiply_tiles<1, 4, 7>();
             multiply_tiles<3, 5, 7>();
         }
     }
 }
-template <int kVecs>
-inline void load_sums(const float* sums) {
-    constexpr int64_t kLead = kVecs * kLanes;
-    load_tile<0>(sums, 4 * kLead);
-    load_tile<2>(sums + kProductRows * kLead, 4 * kLead);
-    if constexpr (kVecs == 2) {
-        load_tile<1>(sums + kLanes, 4 * kLead);
-        load_tile<3>(sums + kProductRows * kLead + kLanes, 4 * kLead);
+template <int kColumns>
+inline void load_sums(const float* sums, int64_t row) {
+    load_tile<0>(sums, 4 * row);
+    load_tile<2>(sums + kProductRows * row, 4 * row);
+    if constexpr (kColumns == 2) {
+        load_tile<1>(sums + kLanes, 4 * row);
+        load_tile<3>(sums + kProductRows * row + kLanes, 4 * row);
     }
 }
-template <int kVecs>
-inline void store_sums(float* sums) {
-    constexpr int64_t kLead = kVecs * kLanes;
-    store_tile<0>(sums, 4 * kLead);
-    store_tile<2>(sums + kProductRows * kLead, 4 * kLead);
-    if constexpr (kVecs == 2) {
-        store_tile<1>(sums + kLanes, 4 * kLead);
-        store_tile<3>(sums + kProductRows * kLead + kLanes, 4 * kLead);
+template <int kColumns>
+inline void store_sums(float* sums, int64_t row) {
+    store_tile<0>(sums, 4 * row);
+    store_tile<2>(sums + kProductRows * row, 4 * row);
+    if constexpr (kColumns == 2) {
+        store_tile<1>(sums + kLanes, 4 * row);
+        store_tile<3>(sums + kProductRows * row + kLanes, 4 * row);
     }
 }
 
@@ -169,59 +168,85 @@ __attribute__((noinline)) void dots(TileKeys keys, int count, const float* colum
         zero_tile<1>();
         zero_tile<2>();
         zero_tile<3>();
-        multiply_block<kVecs>(keys.data + first * keys.stride, keys.stride, columns, steps);
-        store_sums<kVecs>(out + first * kLead);
+        multiply_block<kVecs>(keys.data + first * keys.stride, keys.stride, columns, kLead, steps);
+        store_sums<kVecs>(out + first * kLead, kLead);
     }
     for (int at = 0; at < count * kLead; at += kLanes) {
         store(out + at, load(out + at) * factor);
     }
 }
 
+// sums[d][lane] += sum over i of value i's element d times its weight; pairs[i / 2][lane] holds
+// those of two values, and is filled up with zeros.
 template <int kVecs>
-__attribute__((noinline)) void add_weighted(TileValues values, int count, const float* weights,
-                                            const float* factor, int64_t dim, float* sums) {
+__attribute__((noinline)) void add_products(TileValues values, int count, float* pairs, int64_t dim,
+                                            float* sums) {
     constexpr int kLead = kVecs * kLanes;
-    alignas(64) float pairs[kBlockPairs * kLead];
-    pair_weights<kVecs>(weights, count, pairs);
     const int steps = (count + kProductDepth - 1) / kProductDepth;
     const int used = (count + 1) / 2 * kLead;
     memset(pairs + used, 0, sizeof(float) * (steps * kProductPairs * kLead - used));
-    for (int64_t at = 0; factor && at < dim * kLead; at += kLanes) {
-        store(sums + at, load(sums + at) * load(factor + at % kLead));
-    }
     for (int64_t d = 0; d < dim; d += 2 * kProductRows) {
-        load_sums<kVecs>(sums + d * kLead);
-        multiply_block<kVecs>(values.data + d * kBlockKeys, kBlockKeys, pairs, steps);
-        store_sums<kVecs>(sums + d * kLead);
+        load_sums<kVecs>(sums + d * kLead, kLead);
+        multiply_block<kVecs>(values.data + d * kBlockKeys, kBlockKeys, pairs, kLead, steps);
+        store_sums<kVecs>(sums + d * kLead, kLead);
     }
 }
 
-inline bool all_finite(TileValues values, int, int64_t) { return values.finite; }
+inline bool is_finite(bfloat16 x) { return (x.bits & 0x7f80u) != 0x7f80u; }
 
-// add_weighted() where a value may be NaN or infinite: it is taken for zero, then added to the
-// lanes that see it.
+// The same where a value may be NaN or infinite: it is taken for zero, then added to the lanes that
+// see it.
 template <int kVecs>
-__attribute__((noinline)) void add_seen(TileValues values, int count, int64_t first,
-                                        const Spans& spans, const float* weights,
-                                        const float* factor, int64_t dim, float* sums) {
+__attribute__((noinline)) void add_seen_products(TileValues values, int count, int64_t first,
+                                                 const Spans& spans, float* pairs, int64_t dim,
+                                                 float* sums) {
     constexpr int kLead = kVecs * kLanes;
     alignas(64) bfloat16 finite[kMaxDim * kBlockKeys] = {};
-    const auto is_finite = [](bfloat16 x) { return (x.bits & 0x7f80u) != 0x7f80u; };
     for (int64_t at = 0; at < dim * kBlockKeys; ++at) {
         finite[at].bits = is_finite(values.data[at]) ? values.data[at].bits : uint16_t{0};
     }
-    add_weighted<kVecs>(TileValues{finite, values.count, true}, count, weights, factor, dim, sums);
+    add_products<kVecs>(TileValues{finite, values.count, true}, count, pairs, dim, sums);
     for (int64_t d = 0; d < dim; ++d) {
         for (int i = 0; i < count; ++i) {
             const bfloat16 value = values.data[d * kBlockKeys + i];
             for (int v = 0; v < kVecs && !is_finite(value); ++v) {
+                const vfloat pair = load(pairs + i / 2 * kLead + v * kLanes);
+                const vfloat weight = i % 2 == 0 ? first_of_pair(pair) : second_of_pair(pair);
                 float* at = sums + d * kLead + v * kLanes;
                 const vfloat old = load(at);
-                const vfloat seen = old + to_float(value) * load(weights + i * kLead + v * kLanes);
-                store(at, spans.sees(v, first + i) ? seen : old);
+                store(at, spans.sees(v, first + i) ? old + to_float(value) * weight : old);
             }
         }
     }
+}
+
+template <int kVecs>
+inline void rescale(const float* factor, int64_t dim, float* sums) {
+    constexpr int kLead = kVecs * kLanes;
+    for (int64_t at = 0; factor && at < dim * kLead; at += kLanes) {
+        store(sums + at, load(sums + at) * load(factor + at % kLead));
+    }
+}
+
+template <int kVecs>
+__attribute__((noinline)) void add_weighted(TileValues values, int count, const float* weights,
+                                            const float* factor, int64_t dim, float* sums) {
+    alignas(64) float pairs[kBlockPairs * kVecs * kLanes];
+    pair_weights<kVecs>(weights, count, pairs);
+    rescale<kVecs>(factor, dim, sums);
+    add_products<kVecs>(values, count, pairs, dim, sums);
+}
+
+inline bool all_finite(TileValues values, int, int64_t) { return values.finite; }
+
+template <int kVecs>
+__attribute__((noinline)) void add_seen(TileValues values, int count, int64_t first,
+                                        const Spans& spans, const float* weights,
+                                        const float* factor, int64_t dim, float* sums) {
+    alignas(64) float pairs[kBlockPairs * kVecs * kLanes];
+    pair_weights<kVecs>(weights, count, pairs);
+    rescale<kVecs>(factor, dim, sums);
+    add_seen_products<kVecs>(values, count, first, spans, pairs, dim, sums);
 }
 #endif
 

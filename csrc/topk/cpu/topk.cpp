@@ -2,12 +2,15 @@
 // transposed panel; a register tile of 6 queries by the panel is scored, compared with each query's
 // threshold, and only what passes is looked at one by one. Bound by 2 * queries * items * dim
 // flops; for few queries by reading the items. On AVX512-BF16 only bfloat16 comes here, and queries
-// and panels hold pairs of elements.
+// and panels hold pairs of elements; on AMX too, and a tile is 16 queries, however many there are.
 #include <string.h>
 
 #include "common/cpu/tile.h"
 #include "common/parallel.h"
 #include "topk/cpu/selection.h"
+#ifdef PYLUM_TILES
+#include "common/cpu/unit_tiles.h"
+#endif
 
 namespace pylum::topk::PYLUM_ISA {
 namespace {
@@ -28,7 +31,7 @@ struct Worker {
         : p(params),
           at(layout),
           first(first_query),
-          panel(reinterpret_cast<float*>(p.workspace + at.panels) + index * p.dim * kPanel),
+          panel(reinterpret_cast<float*>(p.workspace + at.panels) + index * at.width * kPanel),
           selections(reinterpret_cast<Selection*>(p.workspace + at.selections) + index * at.chunk) {
     }
 
@@ -64,28 +67,40 @@ struct Worker {
         }
     }
 
-    template <int kRows>
-    void product(Tile<kRows, kTileVectors>& tile, const float* x, const float* columns) const {
-#ifdef __AVX512BF16__
-        tile.multiply_pairs(reinterpret_cast<const uint32_t*>(x), at.width, columns, kPanel,
-                            (p.dim + 1) / 2);
-#else
-        tile.multiply(x, at.width, 1, columns, kPanel, p.dim);
+#ifdef PYLUM_TILES
+    int64_t depth() const { return round_up((p.dim + 1) / 2, kProductPairs); }
+#elif defined(__AVX512BF16__)
+    int64_t depth() const { return (p.dim + 1) / 2; }
 #endif
-    }
 
-    // Scores kRows queries with the panel's count items.
-    template <int kRows, typename Row>
-    void score(int64_t q, const float* x, int64_t count, const Row& row) const {
-        float scores[kRows][kPanel];
+    // scores[r][j] = query r times item j of the panel.
+    template <int kRows>
+    void products(const float* x, float* scores) const {
+#ifdef PYLUM_TILES
+        multiply_strip<4>(reinterpret_cast<const bfloat16*>(x), 2 * at.width,
+                          reinterpret_cast<const uint32_t*>(panel), kPanel, depth(), scores);
+#else
         for (int64_t j = 0; j < kPanel; j += kTileColumns) {
             Tile<kRows, kTileVectors> tile;
             tile.clear();
-            product(tile, x, panel + j);
-            tile.copy_to(scores[0] + j, kPanel);
+#ifdef __AVX512BF16__
+            tile.multiply_pairs(reinterpret_cast<const uint32_t*>(x), at.width, panel + j, kPanel,
+                                depth());
+#else
+            tile.multiply(x, at.width, 1, panel + j, kPanel, p.dim);
+#endif
+            tile.copy_to(scores + j, kPanel);
         }
+#endif
+    }
+
+    // Scores up to kRows queries with the panel's count items.
+    template <int kRows, typename Row>
+    void score(int64_t q, const float* x, int64_t rows, int64_t count, const Row& row) const {
+        alignas(64) float scores[kRows][kPanel];
+        products<kRows>(x, scores[0]);
         const uint64_t there = ~uint64_t{0} >> (kPanel - count);
-        for (int r = 0; r < kRows; ++r) {
+        for (int r = 0; r < rows; ++r) {
             const vfloat threshold = broadcast(selections[q + r].threshold);
             uint64_t bits = 0;
 #pragma GCC unroll 16
@@ -106,19 +121,28 @@ struct Worker {
         const auto at_column = [&](int64_t j) { return item(row(j)); };
 #ifdef __AVX512BF16__
         pack_pairs(at_column, count, p.dim, panel);
+        const int64_t packed = (p.dim + 1) / 2;
+        memset(panel + packed * kPanel, 0, (depth() - packed) * kPanel * sizeof(float));
 #else
         pack_panel(at_column, count, p.dim, panel);
 #endif
         int64_t q = begin;
+#ifdef PYLUM_TILES
+        for (; q < end; q += kQueryTile) {
+            score<kQueryTile>(q, x + q * at.width, end - q < kQueryTile ? end - q : kQueryTile,
+                              count, row);
+        }
+#else
         for (; q + 6 <= end; q += 6) {
-            score<6>(q, x + q * at.width, count, row);
+            score<6>(q, x + q * at.width, 6, count, row);
         }
         for (; q + 2 <= end; q += 2) {
-            score<2>(q, x + q * at.width, count, row);
+            score<2>(q, x + q * at.width, 2, count, row);
         }
         if (q < end) {
-            score<1>(q, x + q * at.width, count, row);
+            score<1>(q, x + q * at.width, 1, count, row);
         }
+#endif
     }
 };
 
@@ -146,12 +170,15 @@ void all_items(const Params& p, const Layout& at, int64_t first, int64_t count) 
     const int64_t range = kRangePanels * kPanel;
     const int64_t ranges = (p.num_items + range - 1) / range;
     // Blocks of queries as large as leave each worker several units.
-    const int64_t wanted = round_up(count * ranges / (4 * at.workers) + 1, 24);
+    const int64_t wanted = round_up(count * ranges / (4 * at.workers) + 1, 48);
     const int64_t block = wanted < count ? wanted : count;
     const int64_t blocks = (count + block - 1) / block;
     // Units of ascending items: within a worker, a tie always goes to the item already selected.
     int64_t next = 0;
     parallel_for(at.workers, p.threads, [&](int64_t index) {
+#ifdef PYLUM_TILES
+        const TileRegisters tiles;
+#endif
         const Worker<T> worker(p, at, index, first);
         worker.clear(index, count);
         for (int64_t unit;
@@ -182,7 +209,11 @@ template <typename T>
 void own_candidates(const Params& p, const Layout& at) {
     int64_t next = 0;
     parallel_for(at.workers, p.threads, [&](int64_t index) {
-        float* x = reinterpret_cast<float*>(p.workspace + at.queries) + index * at.width;
+#ifdef PYLUM_TILES
+        const TileRegisters tiles;
+#endif
+        float* x =
+            reinterpret_cast<float*>(p.workspace + at.queries) + index * kQueryTile * at.width;
         for (int64_t query;
              (query = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < p.num_queries;) {
             pack_query<T>(p, at, query, x);
