@@ -1,5 +1,5 @@
 # The ops and their kernels; also read by tests/cuda_emulator.
-set(PYLUM_COMMON_CUDA device.cu attention_batch.cu attention_backward_float32.cu
+set(PYLUM_COMMON_CUDA device.cu attention_batch.cu attention_bias.cu attention_backward_float32.cu
                       attention_backward_bfloat16.cu attention_backward_float16.cu
                       attention_forward_float32.cu
                       attention_forward_bfloat16.cu attention_forward_float16.cu)

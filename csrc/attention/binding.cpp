@@ -40,16 +40,14 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
     check_rows(q, k, "k");
     check_rows(q, v, "v");
     const MaskTensors mask{num_context, num_targets, group_offsets, visible, window, min_full};
+    const BiasTensors tables{position_table, time_table, thresholds, timestamps, query_times};
 #ifdef PYLUM_CUDA
     if (q.cuda) {
-        if (position_table || time_table) {
-            fail_without_kernel("bias");
-        }
         AttentionInputs in = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
         in.out = out.data;
         in.lse = silu ? nullptr : lse.as<float>();
-        const cuda::AttentionParams p =
-            device_attention(in, q, k, offsets, std::nullopt, 0, mask, workspace, parts, on);
+        const cuda::AttentionParams p = device_attention(in, q, k, offsets, std::nullopt, 0, mask,
+                                                         tables, workspace, parts, on);
         py::gil_scoped_release release;
         const cuda::DeviceGuard guard(q.device);
         cuda::launch_attention_forward(p, on.stream);
@@ -57,8 +55,7 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
     }
 #endif
     const BatchDescription batch(offsets, q.size(0), nullptr, mask);
-    const BiasDescription bias({position_table, time_table, thresholds, timestamps, query_times},
-                               batch, q.size(0), silu);
+    const BiasDescription bias(tables, batch, q.size(0), silu);
     const AttentionInputs p =
         inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, on.threads);
     py::gil_scoped_release release;
@@ -124,14 +121,22 @@ static void backward_py(
 }
 
 #ifdef PYLUM_CUDA
-// dq, dk and dv have the shapes and the dtype of q, k and v, contiguous.
+static constexpr int64_t kRangeWords = sizeof(cuda::BiasRange) / sizeof(int64_t);
+
+// dq, dk and dv have the shapes and the dtype of q, k and v, contiguous. With a bias: dtables
+// [entries] float32, and dbias [kRangeWords + entries] int64, zero on entry, which they are summed
+// in.
 static void backward_on_device_py(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& offsets,
     const std::optional<Tensor>& num_context, const std::optional<Tensor>& num_targets,
     const std::optional<Tensor>& group_offsets, const std::optional<Tensor>& visible,
     int64_t window, int64_t min_full, bool silu, double scale,
-    const std::optional<Tensor>& score_scales, double score_scale, const Tensor& out,
-    const Tensor& lse, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& delta,
+    const std::optional<Tensor>& score_scales, double score_scale,
+    const std::optional<Tensor>& position_table, const std::optional<Tensor>& time_table,
+    const std::optional<Tensor>& thresholds, const std::optional<Tensor>& timestamps,
+    const std::optional<Tensor>& query_times, const Tensor& out, const Tensor& lse,
+    const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& delta,
+    const std::optional<Tensor>& dbias, const std::optional<Tensor>& dtables,
     const Tensor& workspace, const std::optional<Tensor>& parts, const Execution& on) {
     check_heads(q, k, v);
     check_rows(q, k, "k");
@@ -143,7 +148,8 @@ static void backward_on_device_py(
     cuda::AttentionGradients p{};
     p.inputs = device_attention(
         in, q, k, offsets, std::nullopt, 0,
-        {num_context, num_targets, group_offsets, visible, window, min_full}, workspace, parts, on);
+        {num_context, num_targets, group_offsets, visible, window, min_full},
+        {position_table, time_table, thresholds, timestamps, query_times}, workspace, parts, on);
     p.dout = dout.data;
     p.dout_row = dout.stride(0);
     p.dout_head = dout.stride(1);
@@ -151,6 +157,16 @@ static void backward_on_device_py(
     p.dk = dk.data;
     p.dv = dv.data;
     p.delta = delta.as<float>();
+    if (p.inputs.in.bias.given()) {
+        const int64_t entries = bias_entries(p.inputs.in.bias);
+        if (!dbias || !dtables || dbias->numel() < kRangeWords + entries ||
+            dtables->numel() < entries) {
+            throw py::value_error("the workspace of the bias is too small");
+        }
+        p.bias_range = dbias->as<cuda::BiasRange>();
+        p.bias_sums = dbias->as<int64_t>() + kRangeWords;
+        p.dtables = dtables->as<float>();
+    }
     py::gil_scoped_release release;
     const cuda::DeviceGuard guard(q.device);
     cuda::launch_attention_backward(p, on.stream);
@@ -191,6 +207,7 @@ void register_op(py::module_& m) {
     m.def("attention_backward_workspace", &backward_workspace_py);
 #ifdef PYLUM_CUDA
     m.def("attention_backward_on_device", &backward_on_device_py);
+    m.def("attention_bias_words", [](int64_t entries) { return kRangeWords + entries; });
 #endif
     m.attr("bias_copies") = kBiasCopies;
 }

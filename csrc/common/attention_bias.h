@@ -4,6 +4,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define PYLUM_HOST_DEVICE __host__ __device__
+#else
+#define PYLUM_HOST_DEVICE
+#endif
+
 namespace pylum {
 
 // A gap's cell: itself below 4, then four cells for each power of two. Found with a few integer
@@ -27,7 +33,7 @@ struct RelativeBias {
     const int64_t* timestamps;   // of the keys: per sequence its history, cached too, then targets
     const int64_t* query_times;  // [rows]
 
-    bool given() const { return positions || times; }
+    PYLUM_HOST_DEVICE bool given() const { return positions || times; }
 };
 
 // Copies of the tables' gradients, each the sum of some sequences. Their number is a constant, so
@@ -37,16 +43,16 @@ constexpr int64_t kBiasCopies = 64;
 namespace {
 
 // Of both tables.
-inline int64_t bias_entries(const RelativeBias& b) {
+PYLUM_HOST_DEVICE inline int64_t bias_entries(const RelativeBias& b) {
     return (b.positions ? 2 * b.length - 1 : 0) + (b.times ? b.buckets + 1 : 0);
 }
 
-inline uint64_t time_gap(int64_t a, int64_t b) {
+PYLUM_HOST_DEVICE inline uint64_t time_gap(int64_t a, int64_t b) {
     return a > b ? static_cast<uint64_t>(a) - static_cast<uint64_t>(b)
                  : static_cast<uint64_t>(b) - static_cast<uint64_t>(a);
 }
 
-inline int gap_cell(uint64_t gap) {
+PYLUM_HOST_DEVICE inline int gap_cell(uint64_t gap) {
     if (gap < 4) {
         return static_cast<int>(gap);
     }
@@ -54,12 +60,12 @@ inline int gap_cell(uint64_t gap) {
     return 4 * (top - 1) + static_cast<int>(gap >> (top - 2) & 3);
 }
 
-inline uint64_t least_gap(int cell) {
+PYLUM_HOST_DEVICE inline uint64_t least_gap(int cell) {
     return cell < 4 ? static_cast<uint64_t>(cell)
                     : static_cast<uint64_t>(4 + cell % 4) << (cell / 4 - 1);
 }
 
-inline int64_t gap_bucket(const RelativeBias& b, uint64_t gap) {
+PYLUM_HOST_DEVICE inline int64_t gap_bucket(const RelativeBias& b, uint64_t gap) {
     const GapCell cell = b.cells[gap_cell(gap)];
     // Most cells hold one threshold at most, and which side of it a gap lies on is hard to predict.
     int64_t bucket = cell.bucket + (gap > cell.last);

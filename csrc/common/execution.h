@@ -17,6 +17,7 @@ enum DeviceError : int32_t {
     kBadIndices = 4,
     kBadPages = 8,
     kBadMask = 16,
+    kBadThresholds = 32,
 };
 
 struct Execution {

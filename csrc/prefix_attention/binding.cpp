@@ -21,6 +21,7 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
                        [[maybe_unused]] const std::optional<Tensor>& parts, const Execution& on) {
     check_heads(q, k, v);
     const MaskTensors mask{num_context, num_targets, group_offsets, visible, window, min_full};
+    const BiasTensors tables{position_table, time_table, thresholds, timestamps, query_times};
     AttentionInputs p = describe_inputs(q, k, v, silu, scale, score_scales, score_scale);
     p.k_pages = k_pages.data;
     p.v_pages = v_pages.data;
@@ -29,14 +30,11 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
     p.out = out.data;
 #ifdef PYLUM_CUDA
     if (q.cuda) {
-        if (position_table || time_table) {
-            fail_without_kernel("bias");
-        }
         expect(v.size(0) == k.size(0), "v", "of " + std::to_string(k.size(0)) + " rows like k", v);
         check_pools(k_pages, v_pages, k, v);
         check_table(table, q, offsets.numel() - 1);
-        cuda::AttentionParams device =
-            device_attention(p, q, k, offsets, lengths, table.size(1), mask, workspace, parts, on);
+        cuda::AttentionParams device = device_attention(p, q, k, offsets, lengths, table.size(1),
+                                                        mask, tables, workspace, parts, on);
         device.num_pages = k_pages.size(0);
         py::gil_scoped_release release;
         const cuda::DeviceGuard guard(q.device);
@@ -53,8 +51,7 @@ static void forward_py(const Tensor& q, const Tensor& k, const Tensor& v, const 
                    " targets only: history is read from the pages",
                *x);
     }
-    const BiasDescription bias({position_table, time_table, thresholds, timestamps, query_times},
-                               batch, q.size(0), silu);
+    const BiasDescription bias(tables, batch, q.size(0), silu);
     p.bias = bias.bias();
     describe_work(p, batch, on.threads);
     py::gil_scoped_release release;

@@ -43,6 +43,7 @@ _ERRORS = {
     4: "indices past the rows of their table",
     8: "pages past their pool",
     16: "a mask that contradicts the lengths of its batch",
+    32: "thresholds of a bias that decrease or are negative",
 }
 
 

@@ -53,7 +53,6 @@ def attention(
         ValueError: a shape, device, layout or value is not as above. On CUDA rows of bad values
             become NaN and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
-        NotImplementedError: a bias on CUDA.
     """
     q, k, v = autocast(q, k, v)
     scores = score_operands(q, score, scale, score_scale)
@@ -183,23 +182,32 @@ def _backward(dout, q, k, v, *rest):
 
 
 def _backward_on_device(dout, q, k, v, operands, out, lse, sizes):
-    if any(table is not None for table in operands[_TABLES]):
-        raise NotImplementedError("bias has no CUDA kernel yet: move its tensors to cpu")
     gradients = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    dtables = _empty_tables(q, operands)
+    sizes_of_tables = [d.numel() for d in dtables]
+    entries = sum(sizes_of_tables)
+    sums = flat = None
+    if entries:
+        sums = q.new_zeros(_C.attention_bias_words(entries), dtype=torch.int64)
+        flat = q.new_empty(entries, dtype=torch.float32)
     _C.attention_backward_on_device(
         dout if dout.stride(-1) == 1 else dout.contiguous(),
         q,
         k,
         v,
-        *operands[: _TABLES.start],
+        *operands,
         out,
         lse,
         *gradients,
         torch.empty_like(lse),
+        sums,
+        flat,
         *workspace(q, *sizes),
         run_on(q),
     )
-    return *gradients, *_empty_tables(q, operands)
+    if flat is not None:
+        dtables = tuple(d.clone() for d in flat.split(sizes_of_tables))
+    return *gradients, *dtables
 
 
 def _empty_tables(q, operands):

@@ -33,7 +33,8 @@ def prefix_attention(
     ``attention`` on the whole sequence to the bit, where the pages hold the same keys and values.
 
     Args:
-        q: ``[total, heads, head_dim]`` float32 or bfloat16, last dimension contiguous.
+        q: ``[total, heads, head_dim]`` float32, bfloat16 or, on CUDA, float16, last dimension
+            contiguous.
         k: ``[targets, kv_heads, head_dim]``: of the targets only, dtype of ``q``.
         v: ``[targets, kv_heads, value_dim]``: of the targets only, dtype of ``q``.
         offsets: ``[batch + 1]`` int64, cumulative numbers of rows of ``q``.

@@ -100,11 +100,3 @@ def test_what_contradicts_itself_is_nan_and_noted(offsets, mask, bits, cuda):
     assert cuda.take_errors() == bits
     bad = out.isnan().all(2).all(1)
     assert bad.all() if bits == 2 else bad.sum() == 1
-
-
-def test_bias_is_a_clear_error():
-    q = torch.randn(6, 2, 8)
-    bias = pylum.ops.RelativeBias(position_table=torch.zeros(11))
-    options = {"score": "silu", "score_scale": 1.0, "bias": bias}
-    with pytest.raises(NotImplementedError, match="bias has no CUDA kernel"):
-        pylum.ops.attention(q, q, q, torch.tensor([0, 6]), **options)

@@ -4,6 +4,9 @@
 // the price is 7 products for each pair instead of 5. Bound by the matrix unit.
 #pragma once
 
+#include <type_traits>
+
+#include "common/cuda/attention_backward_bias.h"
 #include "common/cuda/attention_mask.h"
 #include "common/cuda/attention_sums.h"
 #include "common/cuda/attention_tile.h"
@@ -24,7 +27,7 @@ struct BackwardShape {
     static constexpr int kMeets = kRowBytes <= 256 ? 64 : kRowBytes <= 512 ? 32 : 16;
 };
 
-template <typename T, int kDim>
+template <typename T, int kDim, bool kBiasGradient>
 struct BackwardTiles {
     using Shape = BackwardShape<T, kDim>;
     T rows[2][Shape::kRows * kDim];    // q and dout, or k and v
@@ -32,14 +35,16 @@ struct BackwardTiles {
     // Of the queries, on whichever side they stand.
     RowSpan spans[64];
     float level[64], delta[64];
+    int64_t times[64];
+    PairGradients<kBiasGradient ? Shape::kRows : 1, Shape::kMeets> dscores;
 };
 
-template <typename T, int kDim, bool kSilu, Gradient kGradient>
+template <typename T, int kDim, bool kSilu, bool kBias, Gradient kGradient>
 class BackwardTile {
   public:
     using Shape = BackwardShape<T, kDim>;
-    using Tiles = BackwardTiles<T, kDim>;
     static constexpr bool kOfQueries = kGradient == Gradient::kQueries;
+    using Tiles = BackwardTiles<T, kDim, kBias && kOfQueries>;
     static constexpr bool kOfKeys =
         kGradient == Gradient::kKeys || kGradient == Gradient::kKeysAndValues;
     static constexpr bool kOfValues =
@@ -73,6 +78,13 @@ class BackwardTile {
             finish_loads();
             weigh(first);
             add_weighted<T, kDim, kPairs>(sums, scores, tiles.meets[0]);
+            if constexpr (kBias) {
+                if (in.bias.given()) {
+                    tiles.dscores.take(scores, warp_row());
+                    __syncthreads();
+                    tiles.dscores.add(p, s, tiles.spans, tiles.times, tile.rows, first, count);
+                }
+            }
             __syncthreads();
         }
         copy_async_commit();
@@ -140,18 +152,23 @@ class BackwardTile {
     __device__ __forceinline__ void describe_queries(bool targets, int64_t first, int64_t count,
                                                      int room, int head) {
         for (int r = threadIdx.x; r < room; r += Shape::kThreads) {
-            RowSpan span{0, 0, 0, 0, true};
+            RowSpan span{0, 0, 0, 0, 0, true};
             float level = 0.0f, delta = 0.0f;
+            int64_t time = 0;
             if (r < count) {
                 span = targets ? target_row_span(p.inputs.batch, in.batch, s, first + r)
                                : history_row_span(in.batch, s, first + r);
                 const int64_t row = s.first_row + first + r + (targets ? s.history : 0);
                 level = row_level<kSilu>(in, row, head);
                 delta = kSilu ? 0.0f : p.delta[row * in.heads + head];
+                time = kBias ? row_time(p.inputs, row) : 0;
             }
             tiles.spans[r] = span;
             tiles.level[r] = level;
             tiles.delta[r] = delta;
+            if constexpr (kBias) {
+                tiles.times[r] = time;
+            }
         }
         __syncthreads();
     }
@@ -219,6 +236,8 @@ class BackwardTile {
         if constexpr (kGradient != Gradient::kValues) {
             add_rows_by_rows<T, kDim, kPairs>(weights, tiles.rows[1], warp_row(), tiles.meets[1]);
         }
+        const int64_t* times = kBias ? key_times(p.inputs, s, false) : nullptr;
+        const int last = static_cast<int>(s.history) - 1;
 #pragma unroll
         for (int n = 0; n < kPairs; ++n) {
 #pragma unroll
@@ -228,8 +247,15 @@ class BackwardTile {
                 const int key = first + (kOfQueries ? column : row);
                 const RowSpan& span = tiles.spans[query];
                 const bool seen = sees(span.begin, span.end, static_cast<int>(s.context), key);
+                float score = scores[n][i] * in.scale;
+                if constexpr (kBias) {
+                    // Keys past the history are of no row: their clock is any.
+                    const int64_t time = times ? times[min(key, last)] : 0;
+                    score += pair_bias(p.inputs, key - span.position,
+                                       time_gap(tiles.times[query], time));
+                }
                 const PairGradient pair = pair_gradient<T, kSilu>(
-                    scores[n][i] * in.scale, weights[n][i], tiles.level[query], tiles.delta[query]);
+                    score, weights[n][i], tiles.level[query], tiles.delta[query]);
                 scores[n][i] = seen ? pair.score : 0.0f;
                 weights[n][i] = seen ? pair.weight : 0.0f;
             }
@@ -268,11 +294,12 @@ class BackwardTile {
     float scores[kPairs][4], weights[kPairs][4];
 };
 
-template <typename T, int kDim, bool kSilu, Gradient kGradient>
-__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads)
+template <typename T, int kDim, bool kSilu, bool kBias, Gradient kGradient>
+__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
     backward_kernel(const __grid_constant__ AttentionGradients p, bool targets) {
     using Shape = BackwardShape<T, kDim>;
-    using Tiles = BackwardTiles<T, kDim>;
+    using Tile = BackwardTile<T, kDim, kSilu, kBias, kGradient>;
+    using Tiles = typename Tile::Tiles;
     PYLUM_SHARED(Tiles, tiles);
     const int head = static_cast<int>(blockIdx.y);
     const AttentionInputs& in = p.inputs.in;
@@ -295,7 +322,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads)
     if (rows.rows == 0) {
         return;
     }
-    BackwardTile<T, kDim, kSilu, kGradient> tile(p, rows, tiles);
+    Tile tile(p, rows, tiles);
     if constexpr (kOfQueries) {
         tile.run_queries(targets, head);
     } else {
@@ -303,25 +330,40 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads)
     }
 }
 
-template <typename T, int kDim, bool kSilu>
+template <typename T, int kDim, bool kSilu, bool kBias>
 void launch_backward_of(const AttentionGradients& p, cudaStream_t stream) {
     using Shape = BackwardShape<T, kDim>;
     const AttentionInputs& in = p.inputs.in;
-    const auto go = [&](auto kernel, int64_t tiles, int64_t heads, bool targets) {
-        launch("attention: backward", kernel,
+    const auto go = [&](auto gradient, int64_t tiles, int64_t heads, bool targets) {
+        constexpr Gradient kGradient = decltype(gradient)::value;
+        launch("attention: backward", backward_kernel<T, kDim, kSilu, kBias, kGradient>,
                dim3(blocks_for(tiles, 1), static_cast<unsigned>(heads)), Shape::kThreads,
-               sizeof(BackwardTiles<T, kDim>), stream, p, targets);
+               sizeof(BackwardTiles < T, kDim, kBias && kGradient == Gradient::kQueries >), stream,
+               p, targets);
     };
     const int64_t history = history_tiles_bound(p.inputs.batch, Shape::kRows);
-    go(backward_kernel<T, kDim, kSilu, Gradient::kQueries>, history, in.heads, false);
-    go(backward_kernel<T, kDim, kSilu, Gradient::kQueries>,
-       target_tiles_bound(p.inputs.batch, Shape::kRows), in.heads, true);
+    constexpr std::integral_constant<Gradient, Gradient::kQueries> queries;
+    go(queries, history, in.heads, false);
+    go(queries, target_tiles_bound(p.inputs.batch, Shape::kRows), in.heads, true);
     // Both sums of 256 columns would not fit the registers.
     if constexpr (kDim <= 128) {
-        go(backward_kernel<T, kDim, kSilu, Gradient::kKeysAndValues>, history, in.kv_heads, false);
+        go(std::integral_constant<Gradient, Gradient::kKeysAndValues>(), history, in.kv_heads,
+           false);
     } else {
-        go(backward_kernel<T, kDim, kSilu, Gradient::kKeys>, history, in.kv_heads, false);
-        go(backward_kernel<T, kDim, kSilu, Gradient::kValues>, history, in.kv_heads, false);
+        go(std::integral_constant<Gradient, Gradient::kKeys>(), history, in.kv_heads, false);
+        go(std::integral_constant<Gradient, Gradient::kValues>(), history, in.kv_heads, false);
+    }
+}
+
+// The table of instantiations, as of the forward pass.
+template <typename T, int kDim>
+void launch_backward_wide(const AttentionGradients& p, cudaStream_t stream) {
+    if (!p.inputs.in.silu) {
+        launch_backward_of<T, kDim, false, false>(p, stream);
+    } else if (sizeof(T) == 4 || p.inputs.in.bias.given()) {
+        launch_backward_of<T, kDim, true, true>(p, stream);
+    } else {
+        launch_backward_of<T, kDim, true, sizeof(T) == 4>(p, stream);
     }
 }
 
@@ -330,14 +372,11 @@ void launch_backward_as(const AttentionGradients& p, cudaStream_t stream) {
     const AttentionInputs& in = p.inputs.in;
     const int64_t dim = in.head_dim > in.value_dim ? in.head_dim : in.value_dim;
     if (dim <= 64) {
-        in.silu ? launch_backward_of<T, 64, true>(p, stream)
-                : launch_backward_of<T, 64, false>(p, stream);
+        launch_backward_wide<T, 64>(p, stream);
     } else if (dim <= 128) {
-        in.silu ? launch_backward_of<T, 128, true>(p, stream)
-                : launch_backward_of<T, 128, false>(p, stream);
+        launch_backward_wide<T, 128>(p, stream);
     } else {
-        in.silu ? launch_backward_of<T, 256, true>(p, stream)
-                : launch_backward_of<T, 256, false>(p, stream);
+        launch_backward_wide<T, 256>(p, stream);
     }
 }
 

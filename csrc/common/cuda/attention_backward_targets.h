@@ -2,6 +2,7 @@
 // groups of targets. A warp per row and head, columns on its lanes; bound by latency.
 #pragma once
 
+#include "common/cuda/attention_backward_bias.h"
 #include "common/cuda/attention_mask.h"
 #include "common/cuda/attention_sums.h"
 #include "common/cuda/attention_targets.h"
@@ -97,6 +98,12 @@ __device__ __forceinline__ TargetPlace find_target(const DeviceBatch& d, int64_t
     return {low, number, s.first_row + s.history - s.cached + number};
 }
 
+// Of the query in `row` and target `i` of its sequence as the key.
+__device__ __forceinline__ uint64_t own_gap(const AttentionParams& p, const Sequence& s,
+                                            int64_t row, int64_t i) {
+    return p.in.bias.times ? time_gap(row_time(p, row), key_times(p, s, true)[i]) : 0;
+}
+
 // dq of one target from the keys of its own group, to the parts that the tiles begin with.
 template <typename T, bool kSilu>
 __global__ void __launch_bounds__(kTargetThreads)
@@ -118,13 +125,21 @@ __global__ void __launch_bounds__(kTargetThreads)
     dq.clear();
     const float level = row_level<kSilu>(in, place.row, head);
     const float delta = kSilu ? 0.0f : p.delta[place.row * in.heads + head];
+    const bool bias = kSilu && in.bias.given();
+    const float unit = bias ? bias_scale(p) : 0.0f;
     for (int64_t i = span.group_begin; i < span.group_end; ++i) {
         const int64_t row = place.row - place.number + i;
         k.load(row_of<T>(in.k, row, in.k_row, kv_head, in.k_head), lane, in.head_dim);
         v.load(row_of<T>(in.v, row, in.v_row, kv_head, in.v_head), lane, in.value_dim);
-        const PairGradient pair =
-            pair_gradient<T, kSilu>(q.dot(k) * in.scale, dout.dot(v), level, delta);
+        const uint64_t gap = own_gap(p.inputs, s, place.row, i);
+        const float score =
+            q.dot(k) * in.scale +
+            (bias ? pair_bias(p.inputs, static_cast<int>(i - place.number), gap) : 0.0f);
+        const PairGradient pair = pair_gradient<T, kSilu>(score, dout.dot(v), level, delta);
         dq.add(pair.score, k);
+        if (bias && lane == 0) {
+            add_pair_to_tables(p, static_cast<int>(i - place.number), gap, pair.score, unit);
+        }
     }
     dq.store(p.inputs.parts + (target * in.heads + head) * in.head_dim, 1.0f, lane, in.head_dim);
 }
@@ -161,9 +176,14 @@ __global__ void __launch_bounds__(kTargetThreads)
             const int64_t row = place.row - place.number + i;
             q.load(row_of<T>(in.q, row, in.q_row, head, in.q_head), lane, in.head_dim);
             dout.load(row_of<T>(p.dout, row, p.dout_row, head, p.dout_head), lane, in.value_dim);
-            const PairGradient pair = pair_gradient<T, kSilu>(
-                q.dot(k) * in.scale, dout.dot(v), row_level<kSilu>(in, row, head),
-                kSilu ? 0.0f : p.delta[row * in.heads + head]);
+            float score = q.dot(k) * in.scale;
+            if (kSilu && in.bias.given()) {
+                score += pair_bias(p.inputs, static_cast<int>(place.number - i),
+                                   own_gap(p.inputs, s, row, place.number));
+            }
+            const PairGradient pair =
+                pair_gradient<T, kSilu>(score, dout.dot(v), row_level<kSilu>(in, row, head),
+                                        kSilu ? 0.0f : p.delta[row * in.heads + head]);
             dk.add(pair.score, q);
             dv.add(pair.weight, dout);
         }

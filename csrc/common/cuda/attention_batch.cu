@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-        const bool counts = d.key_targets < 0 || total.targets == d.key_targets;
+        const bool counts = (d.key_targets < 0 || total.targets == d.key_targets) &&
+                            (d.keys < 0 || total.keys == d.keys);
         const bool rest = d.batch > 0 || d.rows == 0;
         *d.broken = sums.broken || !counts || !rest;
         if (*d.broken) {
@@ -141,6 +142,7 @@ void launch_prepare_batch(const AttentionParams& p, int rows, cudaStream_t strea
 void launch_attention_forward(const AttentionParams& p, cudaStream_t stream) {
     const int64_t dim = p.in.head_dim > p.in.value_dim ? p.in.head_dim : p.in.value_dim;
     launch_prepare_batch(p, forward_tile_rows(p.in.dtype, dim), stream);
+    launch_prepare_bias(p, stream);
     if (p.in.dtype == DType::kFloat32) {
         launch_forward_float32(p, stream);
     } else if (p.in.dtype == DType::kBFloat16) {
@@ -154,12 +156,19 @@ void launch_attention_backward(const AttentionGradients& p, cudaStream_t stream)
     const AttentionInputs& in = p.inputs.in;
     const int64_t dim = in.head_dim > in.value_dim ? in.head_dim : in.value_dim;
     launch_prepare_batch(p.inputs, backward_tile_rows(in.dtype, dim), stream);
+    launch_prepare_bias(p.inputs, stream);
+    if (in.bias.given()) {
+        launch_bias_range(p, stream);
+    }
     if (in.dtype == DType::kFloat32) {
         launch_backward_float32(p, stream);
     } else if (in.dtype == DType::kBFloat16) {
         launch_backward_bfloat16(p, stream);
     } else {
         launch_backward_float16(p, stream);
+    }
+    if (in.bias.given()) {
+        launch_bias_gradients(p, stream);
     }
 }
 

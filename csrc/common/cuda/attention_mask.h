@@ -39,16 +39,22 @@ __device__ inline TileRows find_tile(const DeviceBatch& b, int64_t index, bool t
 // numbered within the sequence, in [group_begin, group_end).
 struct RowSpan {
     int begin, end, group_begin, group_end;
+    int position;
     bool known;  // false: the mask contradicts the batch, the row becomes NaN
 };
 
 __device__ inline RowSpan history_row_span(const Batch& b, const Sequence& s, int64_t position) {
     if (position < s.context) {
-        return {0, static_cast<int>(s.context), 0, 0, true};
+        return {0, static_cast<int>(s.context), 0, 0, static_cast<int>(position), true};
     }
     const bool spared = b.window == 0 || position >= s.history - b.min_full;
     const int64_t begin = spared ? 0 : position + 1 - b.window;
-    return {static_cast<int>(begin < 0 ? 0 : begin), static_cast<int>(position + 1), 0, 0, true};
+    return {static_cast<int>(begin < 0 ? 0 : begin),
+            static_cast<int>(position + 1),
+            0,
+            0,
+            static_cast<int>(position),
+            true};
 }
 
 // Target `i` of the sequence.
@@ -73,13 +79,16 @@ __device__ inline RowSpan target_row_span(const DeviceBatch& d, const Batch& b, 
         seen = s.context + visible;
     }
     if (!known) {
-        return {0, 0, 0, 0, false};
+        return {0, 0, 0, 0, 0, false};
     }
     const bool spared = b.window == 0 || b.min_full > 0;
     const int64_t begin = spared ? 0 : seen + number - group + 1 - b.window;
     const int64_t own = spared ? group : number + 1 - b.window;
-    return {static_cast<int>(begin < 0 ? 0 : begin), static_cast<int>(seen),
-            static_cast<int>((own < group ? group : own) - s.first_target), static_cast<int>(i + 1),
+    return {static_cast<int>(begin < 0 ? 0 : begin),
+            static_cast<int>(seen),
+            static_cast<int>((own < group ? group : own) - s.first_target),
+            static_cast<int>(i + 1),
+            static_cast<int>(seen + number - group),
             true};
 }
 

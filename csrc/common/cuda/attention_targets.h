@@ -3,6 +3,7 @@
 // the group's keys once; bound by latency for small groups.
 #pragma once
 
+#include "common/cuda/attention_bias.h"
 #include "common/cuda/attention_mask.h"
 #include "common/cuda/attention_sums.h"
 #include "common/cuda/launch.h"
@@ -113,13 +114,21 @@ __global__ void __launch_bounds__(kTargetThreads)
         query[i] = element(q, 0, lane + 32 * i, dim) * scale;
     }
     part = {};
+    const bool bias = kSilu && p.in.bias.given();
+    const int64_t* times = key_times(p, s, true);
+    const int64_t time = row_time(p, row);
     for (int64_t i = span.group_begin; i < span.group_end; ++i) {
         float product = 0.0f;
 #pragma unroll
         for (int j = 0; j < kLaneColumns; ++j) {
             product += query[j] * element(k, i * p.in.k_row, lane + 32 * j, dim);
         }
-        part.add(warp_sum(product), v + i * p.in.v_row, lane, value_dim);
+        float score = warp_sum(product);
+        if (bias) {
+            score +=
+                pair_bias(p, static_cast<int>(i - number), time_gap(time, times ? times[i] : 0));
+        }
+        part.add(score, v + i * p.in.v_row, lane, value_dim);
     }
     total.merge(part);
 

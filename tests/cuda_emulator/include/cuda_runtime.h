@@ -265,6 +265,9 @@ inline unsigned __float_as_uint(float x) { return pylum_bits<unsigned>(x); }
 inline float __int_as_float(int x) { return pylum_bits<float>(x); }
 inline float __uint_as_float(unsigned x) { return pylum_bits<float>(x); }
 
+inline long long __float2ll_rn(float x) { return std::llrint(x); }
+inline float __ll2float_rn(long long x) { return static_cast<float>(x); }
+
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __log2f(float x) { return std::log2(x); }
