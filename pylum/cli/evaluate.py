@@ -82,6 +82,7 @@ def _table(
     out: Path | None,
 ) -> None:
     from pylum.demo import rankers as demo
+    from pylum.demo.rankers_plot import plot
     from pylum.rank.arms import table
     from pylum.rank.ranker import Ranker
 
@@ -110,7 +111,7 @@ def _table(
     if out is not None:
         _write(out, json.dumps({"title": arms.title, **found.to_dict()}, indent=1))
         picture = out.with_suffix(".png")
-        drawn = demo.plot(picture, arms.title, found)
+        drawn = plot(picture, arms.title, found)
         typer.echo(f"wrote {out}" + (f" and {picture}" if drawn else ""))
 
 

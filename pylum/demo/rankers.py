@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ import torch
 
 from pylum.data import Field, Interactions, Synthetic, Vocab, movielens_100k
 from pylum.data.protocols import core, one_by_one, stages
-from pylum.evaluate.impressions import Comparison
 from pylum.knowledge import Knowledge, query
 from pylum.model import LUM, LUMConfig
-from pylum.rank.arms import ALL, ARMS, BASE, BOTH_ALL, Arms, rows_of, run_arms
+from pylum.rank.arms import ALL, ARMS, BOTH_ALL, Arms, rows_of, run_arms
 from pylum.rank.as_of import impression_schema, impressions
 from pylum.rank.schema import Schema
 from pylum.rank.utilisation import matching
@@ -33,13 +31,11 @@ SYNTHETIC: dict[str, dict[str, Any]] = {
     "din": {"dim": 32, "lr": 3e-3, "epochs": 6},
     "sim_rank": {"dim": 32, "lr": 3e-3, "epochs": 6},
 }
-
-
 ML_100K: dict[str, dict[str, Any]] = {
     "wide_deep": {"lr": 0.01, "epochs": 4, "dropout": 0.3},
-    "dlrm": {"epochs": 5, "weight_decay": 1e-4},
-    "din": {"epochs": 4, "weight_decay": 1e-4},
-    "sim_rank": {"epochs": 4, "weight_decay": 1e-4},
+    "dlrm": {"lr": 3e-3, "epochs": 6, "weight_decay": 1e-3},
+    "din": {"lr": 3e-3, "epochs": 5, "weight_decay": 1e-3},
+    "sim_rank": {"lr": 3e-3, "epochs": 5, "weight_decay": 1e-3},
 }
 
 
@@ -224,37 +220,3 @@ def _parts(
             raise ValueError(f"the user model was trained on {inside} events of {part.part}")
     train, valid, test = (rows_of(rows, part) for part in later)
     return train, valid, test
-
-
-def plot(path: Path, title: str, found: Comparison) -> bool:
-    """Each arm's AUC beside the floors, as a PNG; False where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rankers = [name.removesuffix(f" {BASE}") for name in found.values if name.endswith(f" {BASE}")]
-    figure, axes = plt.subplots(figsize=(2 + 2.2 * len(rankers), 4.2), layout="constrained")
-    colours = ["#b0b0b0", "#8a8a8a", "#a9d6e5", "#61a5c2", "#2a6f97", "#012a4a", "#e07a5f"]
-    arms = [
-        arm for arm in (ALL, *ARMS, BOTH_ALL) if any(f"{r} {arm}" in found.values for r in rankers)
-    ]
-    for place, (arm, colour) in enumerate(zip(arms, colours, strict=False)):
-        points = [(n, found.values.get(f"{r} {arm}")) for n, r in enumerate(rankers)]
-        kept = [(n, row["AUC"]) for n, row in points if row is not None]
-        x = [n + (place - (len(arms) - 1) / 2) * 0.1 for n, _ in kept]
-        y = [auc.value for _, auc in kept]
-        spread = [[v.value - v.low for _, v in kept], [v.high - v.value for _, v in kept]]
-        axes.errorbar(x, y, spread, fmt="o", color=colour, label=arm, markersize=5)
-    for name, style in (("item + user mean", ":"), ("best possible", "--")):
-        if name in found.values:
-            axes.axhline(found.values[name]["AUC"].value, color="black", ls=style, lw=1, label=name)
-    axes.set_xticks(range(len(rankers)), rankers)
-    axes.set_ylabel("AUC, 95 % interval")
-    axes.set_title(title)
-    axes.legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return True

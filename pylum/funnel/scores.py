@@ -10,7 +10,9 @@ import torch
 
 from pylum.funnel.candidates import Candidates, Scores
 from pylum.funnel.recall import Interests, interests_of
+from pylum.knowledge import Knowledge
 from pylum.rank import Ranker
+from pylum.serving import KnowledgeCache
 
 
 class Scorer(Protocol):
@@ -48,16 +50,26 @@ class RankerScores:
         ranker: fitted.
         rows: makes the ranker's table of raw user ids and raw item ids, one row a pair.
         items: the catalogue's raw ids.
+        knowledge: what the ranker reads: a cache is read, and logged, once for every user before
+            the rows are made, so rows at the present time see it; None: the ranker's own.
     """
 
     def __init__(
-        self, ranker: Ranker, rows: Callable[[list[Any], list[Any]], Any], items: list[Any]
+        self,
+        ranker: Ranker,
+        rows: Callable[[list[Any], list[Any]], Any],
+        items: list[Any],
+        knowledge: Knowledge | KnowledgeCache | None = None,
     ) -> None:
-        self.ranker, self.rows, self.items = ranker, rows, items
+        self.ranker, self.rows, self.items, self.knowledge = ranker, rows, items, knowledge
 
     def __call__(self, candidates: Candidates) -> Scores:
         if len(candidates) == 0:
             return np.empty(0, np.float32)
         users = [candidates.users[b] for b in candidates.owners.tolist()]
         items = [self.items[row] for row in candidates.rows.tolist()]
-        return np.asarray(self.ranker.predict(self.rows(users, items)), np.float32)
+        known = self.knowledge
+        if isinstance(known, KnowledgeCache):
+            known = known.read(candidates.users).knowledge()
+        table = self.rows(users, items)
+        return np.asarray(self.ranker.predict(table, knowledge=known), np.float32)

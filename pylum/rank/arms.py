@@ -58,10 +58,7 @@ class Arms:
     def comparison(self, samples: int = SAMPLES) -> Comparison:
         """Values, each arm's gain over its base, and the differences of :data:`QUESTIONS`."""
         pairs: list[tuple[str, str]] = []
-        rankers = [
-            name.removesuffix(f" {BASE}") for name in self.scores if name.endswith(f" {BASE}")
-        ]
-        for ranker in rankers:
+        for ranker in [n.removesuffix(f" {BASE}") for n in self.scores if n.endswith(f" {BASE}")]:
             present = [arm for arm in ARMS if f"{ranker} {arm}" in self.scores]
             present += [a for a in (MISSING, ALL, BOTH_ALL) if f"{ranker} {a}" in self.scores]
             asked = [(arm, BASE) for arm in present if arm != BASE]
@@ -214,14 +211,15 @@ def table(title: str, found: Comparison) -> str:
     if rest:
         asked = [["", "AUC"]]
         for (name, base), row in rest.items():
-            ranker = next(r for r in _rankers(found) if base.startswith(f"{r} "))
+            ranker = next(r for r in rankers_of(found) if base.startswith(f"{r} "))
             asked.append([f"{name} over {base.removeprefix(ranker + ' ')}", _signed(row["AUC"])])
         out += ["", *_aligned(asked)]
     out.append("Brackets: 95 % intervals, paired bootstrap over users and seeds.")
     return "\n".join(out)
 
 
-def _rankers(found: Comparison) -> list[str]:
+def rankers_of(found: Comparison) -> list[str]:
+    """Names of the rankers that were compared."""
     return [name.removesuffix(f" {BASE}") for name in found.values if name.endswith(f" {BASE}")]
 
 

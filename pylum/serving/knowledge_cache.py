@@ -183,7 +183,7 @@ class KnowledgeCache:
         asked: Any = self.offline.conditions if conditions is None else conditions
         if conditions is None and isinstance(asked[0], dict):
             asked = {name: [each[name] for each in asked] for name in asked[0]}
-        answers = generate(model, histories, asked, k=0, query_time=int(now))
+        answers = generate(model, histories, asked, k=0, exclude="none", query_time=int(now))
         self.put(answers, fingerprint=model.fingerprint(), time=now)
 
     def read(self, users: Sequence[Any], *, time: float | None = None) -> Served:

@@ -37,6 +37,37 @@ def test_auc_of_one_class_is_nan():
         metrics.auc(np.array([0, 1]), np.array([np.nan, 1.0]))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_auc_of_constant_scores_is_that_of_sklearn(weighted):
+    labels, scores = np.array([0, 1, 1, 0, 1]), np.full(5, 0.3)
+    weights = np.array([1.0, 0.0, 2.0, 0.5, 3.0]) if weighted else None
+    expected = sk.roc_auc_score(labels, scores, sample_weight=weights)
+    assert metrics.auc(labels, scores, weights) == expected == 0.5
+    # Rows of weight zero are not there.
+    if weights is not None:
+        scores = np.array([0.1, 0.9, 0.4, 0.4, 0.2])
+        kept = weights > 0
+        assert metrics.auc(labels, scores, weights) == pytest.approx(
+            sk.roc_auc_score(labels[kept], scores[kept], sample_weight=weights[kept]), abs=1e-12
+        )
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.5, 0.97])
+def test_normalised_entropy_is_a_ratio_of_sklearns_log_losses(rate):
+    rng = np.random.default_rng(3)
+    labels = (rng.random(5000) < rate).astype(int)
+    p = np.clip(rate + 0.2 * rng.normal(size=5000), 0.001, 0.999)
+    constant = np.full(5000, labels.mean())
+    expected = sk.log_loss(labels, p) / sk.log_loss(labels, constant)
+    assert metrics.normalised_entropy(labels, p) == pytest.approx(expected, abs=1e-12)
+    assert metrics.normalised_entropy(labels, constant) == pytest.approx(1, abs=1e-12)
+    assert np.isnan(metrics.normalised_entropy(np.ones(4), np.full(4, 0.9)))
+    # One class has a log loss, which scikit-learn gives where it is told both.
+    assert metrics.log_loss(np.ones(4), np.full(4, 0.9)) == pytest.approx(
+        sk.log_loss(np.ones(4), np.full(4, 0.9), labels=[0, 1]), abs=1e-12
+    )
+
+
 def test_gauc_equals_weighted_sklearn():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 40, 500)
@@ -75,6 +106,30 @@ def test_ranking_metrics_equal_sklearn():
     assert metrics.reciprocal_rank(ranks).mean() == pytest.approx(
         sk.label_ranking_average_precision_score(truth, scores.numpy()), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_ranking_metrics_of_ties_equal_sklearn(k):
+    """Equal scores go to the lower row: scikit-learn agrees where a trifle says so."""
+    rng = np.random.default_rng(1)
+    scores = torch.from_numpy(rounded_scores(rng, 60, 30))
+    scores[:5] = 1.0
+    targets = torch.from_numpy(rng.integers(0, 30, 60))
+    ranks = metrics.ranks_of_scores(scores, targets).numpy()
+    told = scores.numpy() - 1e-6 * np.arange(30)
+    truth = np.zeros((60, 30))
+    truth[np.arange(60), targets] = 1
+    assert metrics.ndcg(ranks, k).mean() == pytest.approx(
+        sk.ndcg_score(truth, told, k=k), abs=1e-12
+    )
+    assert metrics.reciprocal_rank(ranks).mean() == pytest.approx(
+        sk.label_ranking_average_precision_score(truth, told), abs=1e-12
+    )
+    if k < 30:
+        assert metrics.hit_rate(ranks, k).mean() == pytest.approx(
+            sk.top_k_accuracy_score(targets, told, k=k, labels=np.arange(30)), abs=1e-12
+        )
+    assert ranks[:5].tolist() == targets[:5].tolist()
 
 
 def test_recall_of_several_relevant_items():

@@ -1,5 +1,7 @@
 """The funnel keeps what its stages promise, and says what each of them loses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -216,7 +218,7 @@ def test_a_user_model_a_cache_and_a_ranker():
     lum = model()
     histories = {f"u{i}": history(n, seed=i) for i, n in enumerate([25, 3, 8])}
     offline = query(lum, histories, {"scene": SCENES})
-    cache = KnowledgeCache(offline)
+    cache = KnowledgeCache(offline, clock=lambda: 1_800_000_000)
     names = offline.items
     vectors = offline.item_vectors.float()
     rng = np.random.default_rng(0)
@@ -255,6 +257,15 @@ def test_a_user_model_a_cache_and_a_ranker():
     asked = pd.DataFrame({"user": ["u0"] * 4, "item": slate.items[0], "time": 1_800_000_000})
     np.testing.assert_allclose(ranker.predict(asked), slate.scores[0], atol=1e-6)
     assert made.audit(["u0", "u1"], k=4).recall["recall"] > 0
+    # With the cache the ranker reads what is live: of "u1", what offline knows of "u0".
+    told = replace(offline, vectors=offline.vectors[[0]], users=["u1"], times=offline.times[:1])
+    cache.put(replace(told, times=offline.times.max()[None] + 60))
+    rows_of = made.rank.rows
+    both = [RankerScores(ranker, rows_of, names, known) for known in (None, cache)]
+    pairs = Candidates.of(["u0", "u1"], [np.arange(9), np.arange(9)])
+    own, live = (scores(pairs) for scores in both)
+    assert np.array_equal(own[:9], live[:9]) and not np.allclose(own[9:], live[9:])
+    assert cache.stats["live"] == 1
 
 
 @pytest.mark.parametrize(

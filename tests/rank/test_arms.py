@@ -8,6 +8,7 @@ import pytest
 
 from pylum.data.protocols import stages
 from pylum.demo import rankers as demo
+from pylum.demo.rankers_plot import plot
 from pylum.rank import impressions
 from pylum.rank.arms import ALL, BOTH_ALL, MISSING, rows_of, run_arms, table
 from tests.rank import worlds
@@ -55,7 +56,7 @@ def test_every_contestant_is_scored_on_the_same_rows(arms, tmp_path):
     assert "dlrm + both, shuffled over + e_i" in text
     assert f"{auc['dlrm + both']:.4f}" in text
     assert json.loads(found.to_json())["values"]["dlrm base"]["AUC"]["value"] == auc["dlrm base"]
-    assert demo.plot(tmp_path / "arms.png", arms.title, found)
+    assert plot(tmp_path / "arms.png", arms.title, found)
     assert (tmp_path / "arms.png").stat().st_size > 1000
 
 
