@@ -105,7 +105,7 @@ static int64_t workspace_py(const Tensor& queries, const Tensor& items, const Te
     static char wanted;
     p.d_queries = d_queries ? &wanted : nullptr;
     p.d_items = d_items ? &wanted : nullptr;
-    return isa() == Isa::kAvx512Bf16 && PairLayout::suits(p) ? PairLayout(p).total
+    return isa() >= Isa::kAvx512Bf16 && PairLayout::suits(p) ? PairLayout(p).total
                                                              : Layout(p).total;
 }
 
@@ -129,7 +129,7 @@ static void forward_py(const Tensor& queries, const Tensor& items, const Tensor&
     if (p.per_query) {
         PYLUM_CPU_CALL(forward_per_query, p);
     } else {
-        PYLUM_CPU_CALL_BF16(p.dtype, forward_shared, p);
+        PYLUM_CPU_CALL_AMX(p.dtype, forward_shared, p);
     }
 }
 

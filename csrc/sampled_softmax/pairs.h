@@ -1,4 +1,4 @@
-// The workspace of shared candidates in products of bfloat16 pairs (cpu/pairs.cpp).
+// The workspace of shared candidates in products of bfloat16 pairs or tiles (cpu/pairs.cpp).
 #pragma once
 
 #include "sampled_softmax/sampled_softmax.h"
@@ -12,13 +12,14 @@ struct PairLayout {
     int64_t panels = 0;     // ceil(candidates / 64)
     int64_t width = 0;      // dim rounded up to 16
     int64_t depth = 0;      // pairs of a row, ceil(dim / 2)
+    int64_t depth_row = 0;  // that rounded up to 16
     int64_t strip = 0;      // queries of one strip, a multiple of kBlockRows
     int64_t workers = 0;    // that take queries at the same time
-    int64_t packed = 0;     // [panels, depth, 64] pairs of depth: candidates transposed
+    int64_t packed = 0;     // [panels, depth_row, 64] pairs of depth: candidates transposed
     int64_t rows = 0;       // [panels * 32, width] pairs of candidates
     int64_t log_q = 0;      // [panels * 64], in powers of two
     int64_t ids = 0;        // [2, panels * 64] int32: low and high halves of the candidates' ids
-    int64_t queries = 0;    // [strip, depth] pairs of depth
+    int64_t queries = 0;    // [strip, depth_row] pairs of depth
     int64_t logits = 0;     // [workers, panels, kTaskRows, 64], in powers of two
     int64_t by_query = 0;   // [panels, strip, 32] pairs of candidates: exponentials
     int64_t by_item = 0;    // [panels, strip / 2, 64] pairs of queries: the same
@@ -41,6 +42,7 @@ struct PairLayout {
         const auto up = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
         width = up(p.dim, 16);
         depth = (p.dim + 1) / 2;
+        depth_row = up(depth, 16);
         panels = up(p.candidates(), 64) / 64;
         const int64_t fitting = (int64_t{1} << 21) / (panels * 64 + 1) / kBlockRows * kBlockRows;
         const int64_t busy = up(p.threads * kTaskRows, kBlockRows);
@@ -48,11 +50,11 @@ struct PairLayout {
         strip = strip < p.num_queries ? strip : up(p.num_queries, kBlockRows);
         const int64_t tasks = strip / kTaskRows;
         workers = p.threads < tasks ? p.threads : tasks;
-        packed = take(panels * depth * 64);
+        packed = take(panels * depth_row * 64);
         rows = take(p.d_queries ? panels * 32 * width : 0);
         log_q = take(panels * 64);
         ids = take(panels * 64 * 2);
-        queries = take(strip * depth);
+        queries = take(strip * depth_row);
         logits = take(workers * panels * kTaskRows * 64);
         by_query = take(p.d_queries ? panels * strip * 32 : 0);
         by_item = take(p.d_items ? panels * strip * 32 : 0);

@@ -97,7 +97,7 @@ struct Layout {
 
 }  // namespace
 
-PYLUM_CPU_KERNEL_BF16(void forward_shared(const Params&))
+PYLUM_CPU_KERNEL_AMX(void forward_shared(const Params&))
 PYLUM_CPU_KERNEL(void forward_per_query(const Params&))
 
 }  // namespace pylum::sampled_softmax

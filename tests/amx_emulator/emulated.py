@@ -24,6 +24,8 @@ KERNELS = {
     "attention_forward",
     "attention_backward",
     "prefix_attention_forward",
+    "sampled_softmax_forward",
+    "sampled_softmax_workspace",
     "topk_forward",
     "topk_workspace",
 }

@@ -11,41 +11,69 @@ namespace {
 
 constexpr int kProductColumns = 64;
 
-// Sums of up to kTiles tiles, 16 columns each, over the depth.
+template <int kValue>
+struct Number {
+    static constexpr int value = kValue;
+};
+
+// f(tile number as a constant) for each of kTiles tiles of 16 rows by 16 columns, 64 columns at
+// most.
+template <int kTiles, typename F>
+inline void for_strip(const F& f) {
+    f(Number<0>{});
+    if constexpr (kTiles > 1) {
+        f(Number<1>{});
+    }
+    if constexpr (kTiles > 2) {
+        f(Number<2>{});
+    }
+    if constexpr (kTiles > 3) {
+        f(Number<3>{});
+    }
+}
+
+// Adds to the tiles of a strip over the depth.
+template <int kTiles>
+inline void multiply_steps(const bfloat16* a, int64_t a_row, const uint32_t* b, int64_t b_step,
+                           int64_t depth) {
+    for (int64_t i = 0; i < depth; i += kProductPairs) {
+        load_tile<4>(a + 2 * i, 2 * a_row);
+        for_strip<kTiles>([&](auto t) {
+            load_tile<5 + t.value % 3>(b + i * b_step + 16 * t.value, 4 * b_step);
+            multiply_tiles<t.value, 4, 5 + t.value % 3>();
+        });
+    }
+}
+
+// out[r][:] = sum over i of a[r][i] * b[i][:] for 16 rows.
 template <int kTiles>
 inline void multiply_strip(const bfloat16* a, int64_t a_row, const uint32_t* b, int64_t b_step,
                            int64_t depth, float* out) {
-    zero_tile<0>();
-    zero_tile<1>();
-    zero_tile<2>();
-    zero_tile<3>();
-    for (int64_t i = 0; i < depth; i += kProductPairs) {
-        const uint32_t* columns = b + i * b_step;
-        load_tile<4>(a + 2 * i, 2 * a_row);
-        load_tile<5>(columns, 4 * b_step);
-        multiply_tiles<0, 4, 5>();
-        if constexpr (kTiles > 1) {
-            load_tile<6>(columns + 16, 4 * b_step);
-            multiply_tiles<1, 4, 6>();
-        }
-        if constexpr (kTiles > 2) {
-            load_tile<7>(columns + 32, 4 * b_step);
-            multiply_tiles<2, 4, 7>();
-        }
-        if constexpr (kTiles > 3) {
-            load_tile<5>(columns + 48, 4 * b_step);
-            multiply_tiles<3, 4, 5>();
+    for_strip<kTiles>([](auto t) { zero_tile<t.value>(); });
+    multiply_steps<kTiles>(a, a_row, b, b_step, depth);
+    for_strip<kTiles>(
+        [&](auto t) { store_tile<t.value>(out + 16 * t.value, 4 * kProductColumns); });
+}
+
+// The same added to c, of which only the first `rows` are touched.
+template <int kTiles>
+inline void add_strip(const bfloat16* a, int64_t a_row, const uint32_t* b, int64_t b_step,
+                      int64_t depth, int64_t rows, float* c, int64_t c_row) {
+    alignas(64) float few[kProductRows * kTiles * 16] = {};
+    float* to = c;
+    int64_t to_row = c_row;
+    if (rows < kProductRows) {
+        to = few;
+        to_row = kTiles * 16;
+        for (int64_t r = 0; r < rows; ++r) {
+            memcpy(few + r * to_row, c + r * c_row, sizeof(float) * to_row);
         }
     }
-    store_tile<0>(out, 4 * kProductColumns);
-    if constexpr (kTiles > 1) {
-        store_tile<1>(out + 16, 4 * kProductColumns);
-    }
-    if constexpr (kTiles > 2) {
-        store_tile<2>(out + 32, 4 * kProductColumns);
-    }
-    if constexpr (kTiles > 3) {
-        store_tile<3>(out + 48, 4 * kProductColumns);
+    for_strip<kTiles>([&](auto t) { load_tile<t.value>(to + 16 * t.value, 4 * to_row); });
+    multiply_steps<kTiles>(a, a_row, b, b_step, depth);
+    for_strip<kTiles>([&](auto t) { store_tile<t.value>(to + 16 * t.value, 4 * to_row); });
+    for (int64_t r = 0; rows < kProductRows && r < rows; ++r) {
+        memcpy(c + r * c_row, few + r * to_row, sizeof(float) * to_row);
     }
 }
 

@@ -1,11 +1,11 @@
-// Candidates shared by all queries, bfloat16 on AVX512-BF16: the three products of shared.cpp in
-// pairs, of depth in logits, of candidates in d_queries, of queries in d_items. Exponentials are
-// rounded to bfloat16 for the gradients only; the target's own part is float32.
+// Candidates shared by all queries, bfloat16 on AVX512-BF16 and AMX: the three products of
+// shared.cpp in pairs, of depth in logits, of candidates in d_queries, of queries in d_items.
+// Exponentials are rounded to bfloat16 for the gradients only; the target's own part is float32.
 #include "sampled_softmax/pairs.h"
 
 #include <string.h>
 
-#include "sampled_softmax/cpu/rows.h"
+#include "sampled_softmax/cpu/pair_tiles.h"
 
 namespace pylum::sampled_softmax::PYLUM_ISA {
 namespace {
@@ -61,6 +61,7 @@ struct Pairs {
     float* by_item(int64_t panel, int64_t r) const {
         return w + at.by_item + (panel * at.strip + r) * kPanelPairs;
     }
+    float* packed(int64_t panel) const { return w + at.packed + panel * at.depth_row * kPanel; }
     static const uint32_t* units(const float* x) { return reinterpret_cast<const uint32_t*>(x); }
 
     void pack(int64_t panel) const {
@@ -78,8 +79,9 @@ struct Pairs {
             ids_low[to] = static_cast<int32_t>(id);
             ids_high[to] = static_cast<int32_t>(id >> 32);
         }
-        pack_pairs([&](int64_t j) { return candidate(first + j); }, count, p.dim,
-                   w + at.packed + panel * at.depth * kPanel);
+        pack_pairs([&](int64_t j) { return candidate(first + j); }, count, p.dim, packed(panel));
+        memset(packed(panel) + at.depth * kPanel, 0,
+               sizeof(float) * (at.depth_row - at.depth) * kPanel);
         for (int64_t j = 0; p.d_queries && j < kPanel; j += 2) {
             float* out = w + at.rows + (first + j) / 2 * at.width;
             pair_rows(j < count ? candidate(first + j) : nullptr,
@@ -101,16 +103,14 @@ struct Pairs {
     template <bool kMaskIds>
     void logits(int64_t panel, const uint32_t* x, float* out, const vint* low, const vint* high,
                 vfloat* largest) const {
-        const float* b = w + at.packed + panel * at.depth * kPanel;
-        Tile<kTileRows, kTileVectors> tile;
-        tile.clear();
-        tile.multiply_pairs(x, at.depth, b, kPanel, at.depth);
+        LogitTile tile;
+        tile.multiply(x, at.depth_row, packed(panel), at.depth);
         const int64_t to = panel * kPanel;
 #pragma GCC unroll 6
-        for (int r = 0; r < kTileRows; ++r) {
+        for (int r = 0; r < kQueryRows; ++r) {
 #pragma GCC unroll 4
             for (int v = 0; v < kTileVectors; ++v) {
-                vfloat s = tile.at[r][v] * scale - load(w + at.log_q + to + v * kLanes);
+                vfloat s = tile.at(r, v) * scale - load(w + at.log_q + to + v * kLanes);
                 if constexpr (kMaskIds) {
                     const vint same = (load(ids_low + to + v * kLanes) == low[r]) &
                                       (load(ids_high + to + v * kLanes) == high[r]);
@@ -202,7 +202,7 @@ struct Pairs {
     void queries_gradient(int64_t first, int64_t begin, int64_t end, const Row* rows) const {
         float* d_query = w + at.d_query;
         memset(d_query + begin * at.width, 0,
-               sizeof(float) * (round_up(end, kTileRows) - begin) * at.width);
+               sizeof(float) * (round_up(end, kQueryRows) - begin) * at.width);
         for (int64_t panel = 0; panel < at.panels; panel += kPassPanels) {
             const int64_t left = at.panels - panel;
             const int64_t panels = left < kPassPanels ? left : kPassPanels;
@@ -235,6 +235,16 @@ struct Pairs {
 
     template <int kVectors>
     void add_items(int64_t panel, int64_t panels, int64_t begin, int64_t end, int64_t d) const {
+#ifdef PYLUM_TILES
+        for (int64_t r = begin; r < end; r += kQueryRows) {
+            for (int64_t i = panel; i < panel + panels; ++i) {
+                add_strip<kVectors>(reinterpret_cast<const bfloat16*>(by_query(i, r)), kPanel,
+                                    units(w + at.rows + i * kPanelPairs * at.width + d), at.width,
+                                    kPanelPairs, kQueryRows, w + at.d_query + r * at.width + d,
+                                    at.width);
+            }
+        }
+#else
         for (int64_t r = begin; r < end; r += kTileRows) {
             Tile<kTileRows, kVectors> tile;
             tile.clear();
@@ -245,13 +255,14 @@ struct Pairs {
             }
             tile.add_to(w + at.d_query + r * at.width + d, at.width, kTileRows);
         }
+#endif
     }
 
     // Rows [begin, end) of the strip, at most kTaskRows of them.
     void queries(int64_t first, int64_t begin, int64_t end, float* logits_of_task) const {
-        for (int64_t r = begin; r < round_up(end, kTileRows); ++r) {
-            float* out = w + at.queries + r * at.depth;
-            memset(out + at.depth - 1, 0, sizeof(float));
+        for (int64_t r = begin; r < round_up(end, kQueryRows); ++r) {
+            float* out = w + at.queries + r * at.depth_row;
+            memset(out + at.depth - 1, 0, sizeof(float) * (at.depth_row - at.depth + 1));
             memcpy(out, query_row<bfloat16>(p, first + (r < end ? r : begin)),
                    sizeof(bfloat16) * p.dim);
         }
@@ -267,8 +278,8 @@ struct Pairs {
         // Without ids the only collision is the target's own row, which begin_row() masks.
         const bool mask_ids = p.item_ids || p.negatives;
         for (int64_t panel = 0; panel < at.panels; ++panel) {
-            for (int64_t i = 0; i < end - begin; i += kTileRows) {
-                const uint32_t* x = units(w + at.queries + (begin + i) * at.depth);
+            for (int64_t i = 0; i < end - begin; i += kQueryRows) {
+                const uint32_t* x = units(w + at.queries + (begin + i) * at.depth_row);
                 float* out = logits_of_task + (panel * kTaskRows + i) * kPanel;
                 mask_ids ? logits<true>(panel, x, out, low + i, high + i, largest + i)
                          : logits<false>(panel, x, out, low + i, high + i, largest + i);
@@ -303,6 +314,10 @@ struct Pairs {
 
     // Adds the strip's part to the gradients of the candidates of one panel.
     void items_gradient(int64_t count, int64_t panel, float* table) const {
+#ifdef PYLUM_TILES
+        add_panel_products(units(by_item(panel, 0)), units(w + at.weighted), (count + 1) / 2,
+                           at.width, in_panel(panel), table + panel * kPanel * at.width);
+#else
         for (int64_t d = 0; d < at.width;) {
             const bool whole = d + kTileColumns <= at.width;
             for (int64_t j = 0; j < in_panel(panel); j += kTileRows) {
@@ -313,6 +328,7 @@ struct Pairs {
             }
             d += whole ? kTileColumns : kLanes;
         }
+#endif
     }
 
     template <int kVectors>
@@ -372,13 +388,19 @@ struct Pairs {
             const int64_t count = left < at.strip ? left : at.strip;
             for_workers((count + kTaskRows - 1) / kTaskRows, at.workers,
                         [&](int64_t task, int64_t worker) {
+                            [[maybe_unused]] const PairRegisters registers;
                             const int64_t begin = task * kTaskRows, end = begin + kTaskRows;
                             queries(first, begin, end < count ? end : count,
                                     w + at.logits + worker * at.panels * kTaskRows * kPanel);
                         });
             if (p.d_items) {
-                parallel_for(at.panels, p.threads,
-                             [&](int64_t panel) { items_gradient(count, panel, sums); });
+                const int64_t pairs = (count + 1) / 2;
+                memset(w + at.weighted + pairs * at.width, 0,
+                       sizeof(float) * (round_up(pairs, kPairStep) - pairs) * at.width);
+                parallel_for(at.panels, p.threads, [&](int64_t panel) {
+                    [[maybe_unused]] const PairRegisters registers;
+                    items_gradient(count, panel, sums);
+                });
             }
         }
         if (p.d_items) {

@@ -3,6 +3,11 @@
 
 #include <stdexcept>
 
+namespace pylum {
+enum class Isa { kBase, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+inline Isa isa() { return Isa::kAmx; }
+}  // namespace pylum
+
 #define PYLUM_CPU_KERNEL(...)
 #define PYLUM_CPU_KERNEL_BF16(...)
 #define PYLUM_CPU_KERNEL_AMX(...) \
