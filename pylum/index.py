@@ -17,6 +17,7 @@ from pylum.generation.limits import coded_rows, select, translate
 from pylum.generation.packing import spread
 from pylum.model import LUM
 from pylum.ragged import Ragged, lengths_to_offsets
+from pylum.transfer import moved
 
 
 class ItemIndex:
@@ -46,7 +47,8 @@ class ItemIndex:
                 "pass new items with their features to add()"
             )
         self._vocab.grow(items, "items")
-        self.vectors = vectors[torch.from_numpy(rows).unique_consecutive()]
+        places = torch.from_numpy(rows).unique_consecutive()
+        self.vectors = vectors[moved(places, vectors.device)]
         if len(self.vectors) != len(self):
             raise ValueError(f"items must be distinct, got {len(rows) - len(self)} repeated")
 
@@ -76,7 +78,7 @@ class ItemIndex:
         rows = torch.from_numpy(self._vocab.grow(ids, "new")) - 1
         grown = self.vectors.new_empty(len(self), self.vectors.shape[1])
         grown[: len(self.vectors)] = self.vectors
-        grown[rows] = vectors
+        grown[moved(rows, grown.device)] = vectors
         self.vectors = grown
 
     def topk(
@@ -90,7 +92,7 @@ class ItemIndex:
         """The ``k`` best items of each query.
 
         Args:
-            queries: ``[Q, D]`` float32, or a generation, whose embeddings are taken.
+            queries: ``[Q, D]`` float32 on any device, or a generation, whose embeddings are taken.
             exclude, candidates: raw ids of each query, as a list of ``Q`` lists or a Ragged;
                 ids that are not in the index are left out.
 
@@ -115,7 +117,8 @@ class ItemIndex:
                 coded = translate(known.rows, None)
             limits.append(coded)
         with torch.inference_mode():
-            scores, rows = select(queries.to(self.vectors.dtype), self.vectors, k, *limits)
+            asked = moved(queries.to(self.vectors.dtype), self.vectors.device)
+            scores, rows = select(asked, self.vectors, k, *limits)
         places = rows.numpy().reshape(-1)
         items = np.empty(len(places), dtype=np.object_)
         items[:] = self._vocab.values(np.where(places < 0, -1, places + 1))
@@ -134,7 +137,7 @@ class ItemIndex:
             import faiss
         except ImportError as error:
             raise ImportError("to_faiss needs faiss: pip install faiss-cpu") from error
-        vectors = np.ascontiguousarray(self.vectors.float().numpy())
+        vectors = np.ascontiguousarray(self.vectors.float().cpu().numpy())
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             index.train(vectors)
@@ -167,6 +170,8 @@ def encode_items(model: LUM, new: Any) -> tuple[Any, torch.Tensor]:
         else:
             columns[name] = column[rows]
     encoder = model.output_encoder or model.item_encoder
+    rows = moved(rows, model.device)
+    columns = {name: column.to(model.device) for name, column in columns.items()}
     # As the encoder does it for items of its vocabulary that no training event has chosen.
     own = torch.where(rows < len(encoder.chosen), rows, OOV_ROW)
     own = torch.where(encoder.chosen[own], own, OOV_ROW)

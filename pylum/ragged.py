@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from pylum.transfer import moved
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -16,7 +18,8 @@ class Ragged:
 
     Args:
         values: ``[N, ...]`` tensor; or any sequence of length ``N`` where rows hold raw ids.
-        offsets: ``[B + 1]`` int64 on cpu, from 0 to ``N``, non-decreasing.
+        offsets: ``[B + 1]`` int64, from 0 to ``N``, non-decreasing. On a GPU its values are not
+            looked at: that would wait for it.
 
     Raises:
         ValueError: the offsets do not describe the values.
@@ -35,6 +38,8 @@ class Ragged:
             raise TypeError(f"offsets must be int64, got {offsets.dtype}")
         if offsets.dim() != 1 or offsets.numel() < 1:
             raise ValueError(f"offsets must be [batch + 1], got {list(offsets.shape)}")
+        if offsets.device.type != "cpu":
+            return
         if int(offsets[0]) != 0 or int(offsets[-1]) != len(self.values):
             raise ValueError(
                 f"offsets must run from 0 to {len(self.values)}, "
@@ -56,6 +61,10 @@ class Ragged:
     def lengths(self) -> torch.Tensor:
         """``[B]`` int64."""
         return self.offsets.diff()
+
+    def to(self, device: torch.device | str) -> Ragged:
+        """Values and offsets on ``device``."""
+        return Ragged(moved(self.values, device), moved(self.offsets, device))
 
     @classmethod
     def from_lists(cls, rows: Iterable[Sequence[Any]]) -> Ragged:

@@ -16,6 +16,7 @@ from pylum.data.events import Events
 from pylum.data.schema import Schema
 from pylum.model.files import read_folder, write_folder
 from pylum.ragged import lengths_to_offsets
+from pylum.transfer import moved
 
 KIND = "UserCache"
 PLAIN = (str, int, float, bool)
@@ -97,9 +98,9 @@ def restore(
     for layer, prefix in enumerate(pool.prefixes(tables, counts)):
         ops.append_pages(
             prefix,
-            tensors[f"k.{layer}"][begin:],
-            tensors[f"v.{layer}"][begin:],
-            lengths_to_offsets(counts),
-            starts=torch.zeros_like(counts),
+            moved(tensors[f"k.{layer}"][begin:], pool.device),
+            moved(tensors[f"v.{layer}"][begin:], pool.device),
+            moved(lengths_to_offsets(counts), pool.device),
+            starts=torch.zeros_like(counts, device=pool.device),
         )
     return entries

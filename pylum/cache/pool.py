@@ -8,6 +8,7 @@ import torch
 
 from pylum import ops
 from pylum.model import UserModel
+from pylum.transfer import moved
 
 PAGE = 64  # tokens, as the kernels have it
 
@@ -23,9 +24,12 @@ class Pool:
     def __init__(self, model: UserModel, pages: int) -> None:
         config = model.config
         self.config = config
-        self.dtype = model.answer.weight.dtype
+        self.dtype, self.device = model.answer.weight.dtype, model.device
         heads, key, value = config.cache_shape
-        k, v = (torch.empty(0, heads, width, dtype=self.dtype) for width in (key, value))
+        k, v = (
+            torch.empty(0, heads, width, dtype=self.dtype, device=self.device)
+            for width in (key, value)
+        )
         self.layers = [ops.pages_like(k, v, pages) for _ in range(config.layers)]
         self.pages = pages
         # The page freed last is taken first: it is the one most likely in a processor cache.
@@ -52,12 +56,13 @@ class Pool:
 
         Args:
             tables: pages of each user.
-            lengths: ``[B]`` int64 tokens of each.
+            lengths: ``[B]`` int64 tokens of each, on the host.
         """
         width = max((len(pages) for pages in tables), default=0)
         table = torch.zeros(len(tables), width, dtype=torch.int64)
         for row, pages in enumerate(tables):
             table[row, : len(pages)] = torch.tensor(pages, dtype=torch.int64)
+        table, lengths = moved(table, self.device), moved(lengths, self.device)
         return [ops.PagedPrefix(k, v, table, lengths) for k, v in self.layers]
 
     def tokens(self, behaviours: int) -> int:

@@ -17,7 +17,7 @@ def slide(model: LUM, pool: Pool, pages: Sequence[int], kept: int, shift: int) -
     Keys are turned back by ``shift`` positions, so that rotary distances are right again. What
     the deeper layers saw of the dropped behaviours stays in the others: that is the approximation.
     """
-    encoder = model.user_encoder
+    encoder, device = model.user_encoder, pool.device
     tokens = 2 * (kept + shift)
     for prefix in pool.prefixes([pages], torch.tensor([tokens])):
         k, v, _ = ops.gather_pages(prefix)
@@ -25,9 +25,9 @@ def slide(model: LUM, pool: Pool, pages: Sequence[int], kept: int, shift: int) -
             prefix,
             k[2 * shift :],
             v[2 * shift :],
-            torch.tensor([0, 2 * kept]),
-            starts=torch.tensor([0]),
-            positions=torch.full((2 * kept,), shift),
+            torch.tensor([0, 2 * kept], device=device),
+            starts=torch.tensor([0], device=device),
+            positions=torch.full((2 * kept,), shift, device=device),
             cos=encoder.cos.float(),
             sin=-encoder.sin.float(),
         )

@@ -18,6 +18,7 @@ from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
 from pylum.generation.packing import Asking, Candidates, Questions, answer, asking, windows
 from pylum.model import LUM, UserModel
+from pylum.transfer import moved
 
 
 class UserCache:
@@ -241,9 +242,9 @@ class UserCache:
                 asked, lines = questions.users(held)
                 kept = self._run(slots, events.users(held), asked)
                 out = kept.new_empty(len(questions), kept.shape[1])
-                out[lines] = kept
+                out[moved(lines, out.device)] = kept
                 asked, lines = questions.users(lent)
-                out[lines] = answer(self.model, events.users(lent), asked)
+                out[moved(lines, out.device)] = answer(self.model, events.users(lent), asked)
             reused = self._pool.tokens(sum(slot.reused for slot in slots))
             computed = self._pool.tokens(events.total) - reused + len(questions)
             if isinstance(questions, Candidates):
@@ -261,7 +262,12 @@ class UserCache:
             return out, work
 
     def _check(self, model: UserModel) -> None:
-        """Empty the cache where weights changed; refuse another model."""
+        """Empty the cache where weights changed; refuse another model or device."""
+        if model.device != self._pool.device:
+            raise ValueError(
+                f"cache must be on the device of its model, {model.device}, got one on "
+                f"{self._pool.device}: make a new one"
+            )
         fingerprint = model.fingerprint()
         if model is not self.model and fingerprint != self.fingerprint:
             raise ValueError(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from pylum.transfer import moved
+
 ANY_ROW = 1  # of every condition vocabulary: no particular condition
 OOV_ROW = 0  # of every vocabulary: a value never seen, trained
 
@@ -72,10 +74,10 @@ class Events:
     def to(self, device: torch.device | str) -> Events:
         """A copy with every column on ``device``."""
         return Events(
-            self.offsets.to(device),
-            self.items.to(device),
-            self.times.to(device),
-            {name: column.to(device) for name, column in self.conditions.items()},
-            {name: column.to(device) for name, column in self.outcomes.items()},
-            None if self.targets is None else self.targets.to(device),
+            moved(self.offsets, device),
+            moved(self.items, device),
+            moved(self.times, device),
+            {name: moved(column, device) for name, column in self.conditions.items()},
+            {name: moved(column, device) for name, column in self.outcomes.items()},
+            None if self.targets is None else moved(self.targets, device),
         )

@@ -53,7 +53,7 @@ def cross_entropy(
         model, events, questions, plan(model, questions, batch_tokens)
     ):
         for some, queries in zip(index.split(step), answers.float().split(step), strict=True):
-            logits = (queries @ vectors.T / model.temperature).double()
+            logits = (queries @ vectors.T / model.temperature).double().cpu()
             goal = targets[some]
             known = goal != OOV_ROW
             own = logits.gather(1, (goal - 1).clamp_min(0)[:, None])[:, 0]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pylum.ragged import Ragged
+from pylum.transfer import moved
 
 CHUNK_SCORES = 1 << 24  # scores held at once
 
@@ -26,7 +27,7 @@ def ranks(
 
     Args:
         queries: ``[Q, D]``.
-        items: ``[M, D]``.
+        items: ``[M, D]`` on the same device; what follows is on the host.
         targets: ``[Q]`` int64 rows of ``items``.
         exclude: for each query, rows that do not compete; the target always competes.
         candidates: for each query, the only rows that compete, beside the target; default: all.
@@ -53,12 +54,13 @@ def ranks(
     for start in range(0, count, step):
         stop = min(start + step, count)
         scores = queries[start:stop] @ items.T
-        out[start:stop] = ranks_of_scores(
+        found = ranks_of_scores(
             scores,
-            targets[start:stop],
+            moved(targets[start:stop], scores.device),
             exclude=_slice(exclude, start, stop),
             candidates=_slice(candidates, start, stop),
         )
+        out[start:stop] = found.cpu()
     return out
 
 
@@ -70,16 +72,16 @@ def ranks_of_scores(
     candidates: Ragged | None = None,
 ) -> torch.Tensor:
     """As :func:`ranks`, from scores ``[Q, M]``."""
-    line = torch.arange(len(scores))
+    line = torch.arange(len(scores), device=scores.device)
     own = scores[line, targets].unsqueeze(1)
-    lower = torch.arange(scores.shape[1]) < targets.unsqueeze(1)
+    lower = torch.arange(scores.shape[1], device=scores.device) < targets.unsqueeze(1)
     before = (scores > own) | ((scores == own) & lower)
     if candidates is not None:
         allowed = torch.zeros_like(before)
-        allowed[_lines(candidates), _rows(candidates)] = True
+        allowed[_places(candidates, scores.device)] = True
         before &= allowed
     if exclude is not None:
-        before[_lines(exclude), _rows(exclude)] = False
+        before[_places(exclude, scores.device)] = False
     out = before.sum(1)
     return torch.where(own.squeeze(1).isnan(), scores.shape[1] - 1, out)
 
@@ -209,6 +211,10 @@ def _lines(ragged: Ragged) -> torch.Tensor:
 
 def _rows(ragged: Ragged) -> torch.Tensor:
     return torch.as_tensor(ragged.values, dtype=torch.int64)
+
+
+def _places(ragged: Ragged, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return moved(_lines(ragged), device), moved(_rows(ragged), device)
 
 
 def _slice(ragged: Ragged | None, start: int, stop: int) -> Ragged | None:

@@ -19,6 +19,7 @@ from pylum.generation.packing import spread
 from pylum.generation.prefixes import PrefixQuestions, answer_prefixes, plan
 from pylum.model import HSTU, UserModel
 from pylum.ragged import Ragged, lengths_to_offsets
+from pylum.transfer import moved
 
 MISSED = np.iinfo(np.int64).max  # the rank of a target that no contestant may answer
 
@@ -98,7 +99,8 @@ def model_ranks(
     steps = plan(model, questions, batch_tokens)
     for index, answers in answer_prefixes(model, events, questions, steps):
         known = (targets[index] != OOV_ROW) & ~repeated[index]
-        index, answers = index[known], answers[known]
+        index = index[known]
+        answers = answers[moved(known.nonzero()[:, 0], answers.device)]
         limits = None
         if remove_seen:
             mine = Scored(scored.users[index], scored.places[index], scored.index[index])

@@ -14,7 +14,7 @@ _known: weakref.WeakKeyDictionary[UserModel, tuple[Any, torch.Tensor]] = weakref
 
 
 def catalogue(model: UserModel) -> torch.Tensor:
-    """``[items, D]`` unit vectors, row 0 being the unknown item.
+    """``[items, D]`` unit vectors on the model's device, row 0 being the unknown item.
 
     Kept until a weight or feature of the items changes. Tensors made in inference mode do not count
     their changes: of those nothing is kept.
@@ -29,7 +29,7 @@ def catalogue(model: UserModel) -> torch.Tensor:
     version = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors) if counted else None
     known = _known.get(model)
     if known is None or version is None or known[0] != version:
-        rows = torch.arange(len(model.vocabs.items))
+        rows = torch.arange(len(model.vocabs.items), device=model.device)
         with torch.inference_mode():
             parts = [model.item_vectors(part) for part in rows.split(CHUNK_ITEMS)]
         known = _known[model] = (version, torch.cat(parts))

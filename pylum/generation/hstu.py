@@ -13,6 +13,7 @@ from pylum.generation.spread import spread
 from pylum.model import HSTU
 from pylum.model.hstu_batch import Asked, make_batch
 from pylum.ragged import lengths_to_offsets
+from pylum.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,13 @@ def hstu_hidden(
         reused: ``[B]`` int64 leading behaviours that are cached.
         prefixes: the pages of the batch, given the tokens each history has there.
     """
-    batch = make_batch(model, events, asked, reused=reused)
+    device = model.device
+    batch = make_batch(
+        model,
+        events.to(device),
+        asked.to(device),
+        reused=None if reused is None else moved(reused, device),
+    )
     where = (batch.x, batch.offsets, batch.positions, batch.clock)
     if prefixes is None:
         hidden = model.run(*where, batch.mask)
@@ -80,5 +87,6 @@ def candidate_scores(model: HSTU, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def candidates_asked(model: HSTU, shown: Candidates) -> Asked:
-    choices = model.choice_tokens(shown.rows, shown.columns)
+    columns = {name: moved(column, model.device) for name, column in shown.columns.items()}
+    choices = model.choice_tokens(moved(shown.rows, model.device), columns)
     return Asked(shown.offsets, times=shown.times, choices=choices, columns=shown.columns)

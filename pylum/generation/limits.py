@@ -183,7 +183,15 @@ def select(
     candidates: Ragged | None,
     exclude: Ragged | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`pylum.ops.topk`, in chunks that hold ``CHUNK_LIMITS`` rows of limits at most."""
+    """:func:`pylum.ops.topk`, in chunks that hold ``CHUNK_LIMITS`` rows of limits at most.
+
+    Args:
+        queries, vectors: where the work is done.
+        candidates, exclude: on the host.
+
+    Returns:
+        scores and rows on the host.
+    """
     held = sum(len(rows.values) for rows in (candidates, exclude) if rows is not None)
     chunks = max(1, -(-held // CHUNK_LIMITS))
     step = max(1, -(-len(queries) // chunks))
@@ -196,8 +204,9 @@ def select(
             else Ragged(
                 rows.values[int(rows.offsets[start]) : int(rows.offsets[stop])],
                 rows.offsets[start : stop + 1] - rows.offsets[start],
-            )
+            ).to(queries.device)
             for rows in (candidates, exclude)
         ]
         parts.append(ops.topk(queries[start:stop], vectors, k, candidates=part[0], exclude=part[1]))
-    return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
+    scores, rows = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return scores, rows

@@ -21,6 +21,7 @@ from pylum.model import HSTU, LUM, UserModel
 from pylum.model.config import ModelConfig
 from pylum.model.hstu_batch import Asked
 from pylum.ragged import lengths_to_offsets
+from pylum.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,16 @@ class Layout:
     targets: torch.Tensor
     positions: torch.Tensor
     mask: ops.Mask
+
+    def to(self, device: torch.device) -> Layout:
+        """The same on ``device``."""
+        return Layout(
+            moved(self.offsets, device),
+            moved(self.history, device),
+            moved(self.targets, device),
+            moved(self.positions, device),
+            self.mask.to(device),
+        )
 
 
 def window_starts(config: ModelConfig, lengths: torch.Tensor) -> torch.Tensor:
@@ -139,9 +150,13 @@ def gaps(events: Events, questions: Questions) -> torch.Tensor | None:
 
 
 def question_tokens(model: LUM, events: Events, questions: Questions) -> torch.Tensor:
-    """``[Q, width]``."""
+    """``[Q, width]`` on the model's device."""
+    device, since, times = model.device, gaps(events, questions), questions.times
     return model.query_tokens(
-        questions.columns, gaps(events, questions), questions.times, count=len(questions)
+        {name: moved(column, device) for name, column in questions.columns.items()},
+        None if since is None else moved(since, device),
+        None if times is None else moved(times, device),
+        count=len(questions),
     )
 
 
@@ -155,10 +170,10 @@ def answer(
     reused: torch.Tensor | None = None,
     prefixes: Prefixes | None = None,
 ) -> torch.Tensor:
-    """``[Q, D]`` unit vectors, or ``[Q, tasks]`` predictions for candidates.
+    """``[Q, D]`` unit vectors, or ``[Q, tasks]`` predictions for candidates, on the model's device.
 
     Args:
-        events: histories within the model's window.
+        events: histories within the model's window, on the host like all that is asked.
         reused: ``[B]`` int64 leading behaviours of each that are cached.
         prefixes: the pages of the batch, given the tokens each history has there; what is not
             cached is written to them. None: no cache.
@@ -183,6 +198,7 @@ def _answer_lum(
     prefixes: Prefixes | None,
 ) -> torch.Tensor:
     where = layout(events.lengths, questions, reused)
+    there = where.to(model.device)
     tokens = asked = question_tokens(model, events, questions)
     if len(where.history):
         part, since = events, None
@@ -190,16 +206,17 @@ def _answer_lum(
             new = events.lengths - reused
             index = spread(events.offsets[:-1] + reused, new)
             part = events.take(index, lengths_to_offsets(new))
-            since = model.gaps(events)[index] if model.config.query_time else None
+            if model.config.query_time:
+                since = moved(model.gaps(events)[index], model.device)
         tokens = asked.new_empty(int(where.offsets[-1]), asked.shape[1])
-        tokens[where.history] = model.history_tokens(part, gaps=since)
-        tokens[where.targets] = asked
+        tokens[there.history] = model.history_tokens(part.to(model.device), gaps=since)
+        tokens[there.targets] = asked
     if prefixes is None:
-        hidden = model.run(tokens, where.offsets, where.positions, where.mask, rows=where.targets)
+        hidden = model.run(tokens, there.offsets, there.positions, there.mask, rows=there.targets)
         return model.answers(hidden)
     pages = prefixes(2 * events.lengths)
     hidden = model.run_cached(tokens, where.offsets, where.positions, pages, where.mask)
-    return model.answers(hidden[where.targets])
+    return model.answers(hidden[there.targets])
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pylum.generation.limits import limits, select, translate
 from pylum.generation.packing import Questions, answer, asking, window_starts, windows
 from pylum.generation.result import Generation, concatenate
 from pylum.model import HSTU, UserModel
+from pylum.transfer import moved
 
 if TYPE_CHECKING:
     from pylum.cache import UserCache
@@ -205,7 +206,7 @@ class _Request:
             embeddings, work = self._embed(start, stop, whole, events, questions)
             rows, scores = self._select(embeddings, start, stop)
         return Generation(
-            embeddings.float(),
+            embeddings.float().cpu(),
             self._items(rows),
             scores,
             rows,
@@ -249,7 +250,7 @@ class _Request:
         if self.k == 0:
             return torch.empty(count, 0, dtype=torch.int64), torch.empty(count, 0)
         vectors = catalogue(self.model)
-        vectors = vectors[1:] if shared is None else vectors[shared]
+        vectors = vectors[1:] if shared is None else vectors[moved(shared, vectors.device)]
         limited = [
             None if rows is None else translate(rows.batch(start, stop, self.offsets), shared)
             for rows in (self.limits.own, self.limits.excluded)

@@ -95,7 +95,7 @@ def score(
         whole = events.users(rows)
         mine, lines = shown.users(rows)
         with asking(model):
-            out[lines] = _score(model, users[start:stop], whole, mine, cache, micro_batch)
+            out[lines] = _score(model, users[start:stop], whole, mine, cache, micro_batch).cpu()
     return Ragged(out[:, 0].clone() if tasks == 1 else out, shown.offsets)
 
 
@@ -182,5 +182,5 @@ def _score(
         size = counts.clamp(max=(step + 1) * micro_batch) - first
         lines = spread(shown.offsets[:-1] + first, size)
         part = shown.take(lines, lengths_to_offsets(size))
-        out[lines] = cache.answer(model, users, whole, events, part)[0]
+        out[lines] = cache.answer(model, users, whole, events, part)[0].cpu()
     return out

@@ -102,7 +102,7 @@ def query(
         seen,
         shared.values(),
         items,
-        catalogue(model)[1 : 1 + len(items)].to(store.DTYPES[dtype], copy=True),
+        catalogue(model)[1 : 1 + len(items)].to("cpu", store.DTYPES[dtype], copy=True),
         model.temperature,
         model.record.cut,
         delay,
@@ -113,7 +113,7 @@ def query(
         vectors = torch.empty(len(when), count, model.dim, dtype=vectors.dtype)
         with counted("querying", "answers", len(questions)) as advance:
             for index, answers in answer_prefixes(model, events, questions, steps):
-                vectors.view(-1, model.dim)[index] = answers.to(vectors.dtype)
+                vectors.view(-1, model.dim)[index] = answers.to(vectors.dtype).cpu()
                 advance(len(index))
         return replace(knowledge, vectors=vectors)
     request = {
@@ -153,7 +153,7 @@ def _written(
             mine = replace(steps, passes=steps.passes[first : last + 1])
             for part, vectors in answer_prefixes(model, events, questions, mine):
                 index.append(part)
-                answers.append(vectors.to(dtype))
+                answers.append(vectors.to(dtype).cpu())
                 advance(len(part))
             # The questions of one moment stand together.
             rows = torch.cat(index)[::count] // count

@@ -211,7 +211,9 @@ class HSTU(UserModel):
             targets = mask.num_targets
         lengths = prefixes[0].lengths
         new = rows - targets
-        is_new = torch.arange(len(x)) < (offsets[:-1] + new).repeat_interleave(rows)
+        is_new = torch.arange(len(x), device=x.device) < (offsets[:-1] + new).repeat_interleave(
+            rows
+        )
         new_offsets, starts = lengths_to_offsets(new), lengths - new
 
         def attend(
@@ -224,7 +226,7 @@ class HSTU(UserModel):
 
         # The rows of a sequence are its last keys.
         ends = lengths_to_offsets(lengths + targets)[1:]
-        keys = torch.arange(len(x)) + (ends - offsets[1:]).repeat_interleave(rows)
+        keys = torch.arange(len(x), device=x.device) + (ends - offsets[1:]).repeat_interleave(rows)
         x = self._placed(x, positions, clock.query_times, clock.timestamps[keys])
         return self._pass(x, [partial(attend, prefix) for prefix in prefixes])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from pylum import ops
 from pylum.data.events import Events
 from pylum.model.hstu import HSTU, Clock
 from pylum.ragged import lengths_to_offsets
+from pylum.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class Asked:
     times: torch.Tensor | None = None
     choices: torch.Tensor | None = None
     columns: Mapping[str, torch.Tensor] | None = None
+
+    def to(self, device: torch.device) -> Asked:
+        """The same on ``device``."""
+        tensors = {name: getattr(self, name) for name in ("offsets", "visible", "times", "choices")}
+        there = {name: moved(x, device) for name, x in tensors.items() if x is not None}
+        columns = self.columns
+        if columns is not None:
+            columns = {name: moved(column, device) for name, column in columns.items()}
+        return replace(self, columns=columns, **there)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,11 @@ class LUM(UserModel):
 
     def gaps(self, events: Events) -> torch.Tensor:
         """``[N]`` int64 seconds since the event before; -1 for a user's first."""
-        gaps = torch.full_like(events.times, -1)
-        gaps[1:] = events.times[1:] - events.times[:-1]
-        gaps[events.offsets[:-1][events.lengths > 0]] = -1
-        return gaps
+        # One more than there are: users without events at the end begin behind the last.
+        gaps = events.times.new_full((events.total + 1,), -1)
+        gaps[1:-1] = events.times.diff()
+        gaps[events.offsets[:-1]] = -1
+        return gaps[:-1]
 
     def history_tokens(
         self,
@@ -125,7 +126,8 @@ class LUM(UserModel):
 
         Args:
             x: ``[T, width]`` tokens; of each sequence its new history tokens, then its targets.
-            offsets: ``[B + 1]`` int64, in tokens.
+            offsets: ``[B + 1]`` int64, in tokens; it, ``positions`` and ``mask`` best on the host,
+                where it is found out which rows are new, also for a model on a GPU.
             positions: ``[T]`` int64 in ``[0, max_length]``, in behaviours.
             prefixes: one per layer, sharing ``table`` and ``lengths``. Lengths count the new
                 history rows already, and the table has pages for them.

@@ -18,6 +18,7 @@ from pylum import _C, ops
 from pylum.model.config import LUMConfig
 from pylum.ops import Mask
 from pylum.ragged import lengths_to_offsets
+from pylum.transfer import moved
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # A projection divided into heads, with q and k rotated: (fused, heads, kv_heads, rows) -> q, k, v.
@@ -119,6 +120,8 @@ class UserEncoder(nn.Module):
             raise ValueError(
                 f"prefixes must be one per layer = {len(self.blocks)}, got {len(prefixes)}"
             )
+        offsets, positions = moved(offsets, "cpu"), moved(positions, "cpu")
+        mask = None if mask is None else mask.to("cpu")
         lengths = offsets.diff()
         targets = torch.zeros_like(lengths)
         if mask is not None and mask.num_targets is not None:
@@ -131,14 +134,15 @@ class UserEncoder(nn.Module):
             return self._ask(x, offsets, positions, prefixes, mask)
         # History rows see no targets: their pass may come before that of the targets.
         end = (offsets[:-1] + new).repeat_interleave(lengths)
-        is_new = torch.arange(len(x), device=x.device) < end
+        is_new = torch.arange(len(x)) < end
+        news, rest = (moved(rows.nonzero()[:, 0], x.device) for rows in (is_new, ~is_new))
         alone = Mask(mask.num_context, window=mask.window, min_full=mask.min_full)
         hidden = torch.empty_like(x)
-        hidden[is_new] = self._append(
-            x[is_new], lengths_to_offsets(new), positions[is_new], new, prefixes, alone
+        hidden[news] = self._append(
+            x[news], lengths_to_offsets(new), positions[is_new], new, prefixes, alone
         )
-        hidden[~is_new] = self._ask(
-            x[~is_new], lengths_to_offsets(targets), positions[~is_new], prefixes, mask
+        hidden[rest] = self._ask(
+            x[rest], lengths_to_offsets(targets), positions[~is_new], prefixes, mask
         )
         return hidden
 
@@ -157,6 +161,8 @@ class UserEncoder(nn.Module):
         mask: ops.Mask,
     ) -> torch.Tensor:
         """Targets only, one call a layer."""
+        device = x.device
+        offsets, positions, mask = moved(offsets, device), moved(positions, device), mask.to(device)
         for block, prefix in zip(cast(list[Block], list(self.blocks)), prefixes, strict=True):
             x = ops.query_layer(
                 x,
@@ -181,19 +187,25 @@ class UserEncoder(nn.Module):
         mask: ops.Mask | None,
     ) -> torch.Tensor:
         """Rows of any kind; the first ``new`` of each sequence are history and are appended."""
-        lengths = offsets.diff()
+        device, lengths = x.device, offsets.diff()
         end = (offsets[:-1] + new).repeat_interleave(lengths)
-        is_new = torch.arange(len(x), device=x.device) < end
+        is_new = torch.arange(len(x)) < end
+        appends, asks = bool(is_new.any()), not bool(is_new.all())
+
+        def rows_of(these: torch.Tensor, alone: bool) -> slice | torch.Tensor:
+            return slice(None) if alone else moved(these.nonzero()[:, 0], device)
+
         # Appending alone and asking alone are the common calls: no row is moved for them.
-        new_rows = slice(None) if bool(is_new.all()) else is_new.nonzero()[:, 0]
-        target_rows = slice(None) if not bool(is_new.any()) else (~is_new).nonzero()[:, 0]
-        new_offsets = lengths_to_offsets(new)
-        starts = prefixes[0].lengths - new
+        new_rows, target_rows = rows_of(is_new, not asks), rows_of(~is_new, not appends)
+        new_offsets = moved(lengths_to_offsets(new), device)
+        starts = prefixes[0].lengths - moved(new, device)
+        offsets, positions = moved(offsets, device), moved(positions, device)
+        mask = None if mask is None else mask.to(device)
 
         def attend(
             prefix: ops.PagedPrefix, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
         ) -> torch.Tensor:
-            if new_offsets[-1] > 0:
+            if appends:
                 ops.append_pages(prefix, k[new_rows], v[new_rows], new_offsets, starts=starts)
             return ops.prefix_attention(q, k[target_rows], v[target_rows], offsets, prefix, mask)
 

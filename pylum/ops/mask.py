@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from pylum.transfer import moved
 
 Integers = torch.Tensor | Sequence[int]
 
@@ -71,6 +73,13 @@ class Mask:
                 raise ValueError(f"min_full must be at least 1, got {self.min_full}")
             if self.window is None:
                 raise ValueError("min_full lifts the window: window must be given too")
+
+    def to(self, device: torch.device | str) -> Mask:
+        """The same mask with its tensors on ``device``."""
+        names = ("num_context", "num_targets", "group_offsets", "visible")
+        tensors = {name: getattr(self, name) for name in names}
+        there = {name: moved(x, device) for name, x in tensors.items() if x is not None}
+        return replace(self, **there)  # type: ignore[arg-type]
 
 
 def flatten(

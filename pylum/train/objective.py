@@ -146,9 +146,8 @@ class Objective:
         events, gaps = drop_conditions(model, events)
         x = model.history_tokens(events, gaps=gaps, item_tokens=item_tokens)
         lengths = events.lengths
-        rank = torch.arange(events.total, device=x.device) - events.offsets[:-1].repeat_interleave(
-            lengths
-        )
+        owner = torch.repeat_interleave(lengths, output_size=events.total)
+        rank = torch.arange(events.total, device=x.device) - events.offsets[owner]
         goal = place if sites is None else place[sites]
         if not config.any_targets:
             rows = 2 * (torch.arange(events.total, device=x.device) if sites is None else sites)
@@ -156,7 +155,6 @@ class Objective:
             hidden = model.run(x, 2 * events.offsets, positions, rows=rows)
             return model.answers(hidden), goal
         # Of each sequence 2 n history tokens, then n targets that ask ANY at every position.
-        owner = torch.repeat_interleave(lengths)
         start = 3 * events.offsets[owner]
         conditions = start + 2 * rank
         anys = start + 2 * lengths[owner] + rank

@@ -134,4 +134,5 @@ def emulating(emulated: Emulated) -> Iterator[Emulated]:
 
 
 def _rows(pool: torch.Tensor) -> torch.Tensor:
-    return torch.arange(pool.shape[2] * pool.shape[3]).view(pool.shape[2:])
+    elements = torch.arange(pool.shape[2] * pool.shape[3], device=pool.device)
+    return elements.view(pool.shape[2:])

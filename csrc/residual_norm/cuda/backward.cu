@@ -8,6 +8,8 @@ namespace pylum::residual_norm {
 namespace {
 
 constexpr int kMostWarps = 8;
+// Blocks of a multiprocessor: left alone, ptxas keeps to 48 registers and spills.
+constexpr int kBlocks = 4;
 constexpr int64_t kSharedBytes = 96 << 10;
 constexpr int kColumns = 32;  // of a block that adds parts
 constexpr int kAdders = 16;   // threads of a column
@@ -64,7 +66,7 @@ __device__ void backward_row(const Backward& p, int64_t row, float* dweight) {
 }
 
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kMostWarps* kWarp) backward_kernel(const Backward p) {
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks) backward_kernel(const Backward p) {
     PYLUM_SHARED(float, shared);
     float* dweights = &shared;  // [warps, width]
     const int warps = static_cast<int>(blockDim.x) / kWarp;

@@ -6,8 +6,8 @@
 namespace pylum::row_wise {
 namespace {
 
-constexpr int kBlocks =
-    2;  // of a multiprocessor: left alone, ptxas keeps to 64 registers and spills
+// Blocks of a multiprocessor: left alone, ptxas keeps to 64 registers and spills.
+constexpr int kBlocks = 2;
 constexpr int kPositions = 4;
 constexpr int kAhead = 4;  // gradients whose loads are under way at once
 constexpr int kHeld = 4;   // parts of a row's sum that a lane holds
