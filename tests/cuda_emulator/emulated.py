@@ -24,6 +24,8 @@ from pylum.ops._library import RunOn
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "build" / "emulator"
+# A module, the name of one of its attributes, and a value of it.
+Attribute = tuple[Any, str, Any]
 # DLPack's type codes and bits.
 DTYPES = {
     torch.float32: (2, 32),
@@ -72,6 +74,17 @@ class Emulated:
         self.cpu = cpu
         self.errors = torch.zeros(1, dtype=torch.int32)
         self.calls = 0
+        self.swapped: list[Attribute] = []
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Ops run on the CPU again, inside :func:`emulating`."""
+        emulated = [(module, name, getattr(module, name)) for module, name, _ in self.swapped]
+        try:
+            _set(self.swapped)
+            yield
+        finally:
+            _set(emulated)
 
     def __getattr__(self, name: str) -> Any:
         if not hasattr(self.module, name):
@@ -123,14 +136,18 @@ def emulating(emulated: Emulated) -> Iterator[Emulated]:
     for name in ("pylum.ops.pages", "pylum.reference.append_pages"):
         module = sys.modules[name]
         replaced += [(module, order, _rows) for order in ("key_order", "value_order")]
-    before = [getattr(module, name) for module, name, _ in replaced]
+    before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    emulated.swapped = before
     try:
-        for module, name, value in replaced:
-            setattr(module, name, value)
+        _set(replaced)
         yield emulated
     finally:
-        for (module, name, _), value in zip(replaced, before, strict=True):
-            setattr(module, name, value)
+        _set(before)
+
+
+def _set(values: list[Attribute]) -> None:
+    for module, name, value in values:
+        setattr(module, name, value)
 
 
 def _rows(pool: torch.Tensor) -> torch.Tensor:
