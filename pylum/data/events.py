@@ -24,6 +24,8 @@ class Events:
             a number ``[N]`` float32; a vector ``[N, dim]`` float32. NaN in a condition's number
             or in a vector's first element means ANY; in an outcome it means unknown.
         targets: ``[N]`` bool, events whose item is a loss target; None: all.
+        shown: ``[N, m]`` int64 rows of items that were shown beside each choice and not chosen, -1:
+            no more; None: what was shown is not known. They are no behaviours.
     """
 
     offsets: torch.Tensor
@@ -32,6 +34,7 @@ class Events:
     conditions: dict[str, torch.Tensor] = field(default_factory=dict)
     outcomes: dict[str, torch.Tensor] = field(default_factory=dict)
     targets: torch.Tensor | None = None
+    shown: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Number of users."""
@@ -57,6 +60,7 @@ class Events:
             conditions={name: column[index] for name, column in self.conditions.items()},
             outcomes={name: column[index] for name, column in self.outcomes.items()},
             targets=None if self.targets is None else self.targets[index],
+            shown=None if self.shown is None else self.shown[index],
         )
 
     def users(self, rows: torch.Tensor, last: int | None = None) -> Events:
@@ -80,4 +84,5 @@ class Events:
             {name: moved(column, device) for name, column in self.conditions.items()},
             {name: moved(column, device) for name, column in self.outcomes.items()},
             None if self.targets is None else moved(self.targets, device),
+            None if self.shown is None else moved(self.shown, device),
         )

@@ -21,7 +21,7 @@ from pylum.data.schema import Field, Schema
 from pylum.data.tables import Columns, FieldSpec, as_table, field_specs
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
-from pylum.ragged import lengths_to_offsets
+from pylum.ragged import Ragged, lengths_to_offsets
 
 MEMORY_LIMIT = 1 << 30
 
@@ -305,6 +305,28 @@ class Interactions:
         from pylum.data.protocols import merged
 
         return merged(self, other)
+
+    def beside(self, items: Ragged | Sequence[Sequence[Any]]) -> Interactions:
+        """The same events, with what was shown beside each and not chosen.
+
+        Args:
+            items: raw ids, a list for each event in the order of ``events``. An id of no event is
+                the unknown item.
+
+        Raises:
+            ValueError: there are too many or too few lists.
+        """
+        lists = items if isinstance(items, Ragged) else Ragged.from_lists(items)
+        if len(lists) != self.events.total:
+            raise ValueError(
+                f"items must be a list for each of {self.events.total} events, got {len(lists)}"
+            )
+        lengths = lists.lengths
+        owner = torch.repeat_interleave(lengths)
+        place = torch.arange(len(owner)) - lists.offsets[owner]
+        shown = torch.full((len(lists), int(lengths.max()) if len(lists) else 0), -1)
+        shown[owner, place] = torch.from_numpy(self.vocabs.items.rows(lists.values, "items"))
+        return replace(self, events=replace(self.events, shown=shown))
 
     @cached_property
     def repeat_share(self) -> float:

@@ -220,6 +220,7 @@ def _take(
         {name: column(values) for name, values in events.conditions.items()},
         {name: column(values) for name, values in events.outcomes.items()},
         None if targets.all() else torch.from_numpy(targets),
+        None if events.shown is None else column(events.shown),
     )
 
 

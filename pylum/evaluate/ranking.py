@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from pylum.data.events import Events
 from pylum.data.interactions import Interactions
 from pylum.evaluate.floors import mean_floors
 from pylum.evaluate.impressions import compare
@@ -19,6 +20,7 @@ from pylum.evaluate.report import aligned, signed
 from pylum.evaluate.scoring import Scored, training_part
 from pylum.generation.choices import predicted_choices
 from pylum.model import HSTU
+from pylum.model.hstu_rows import labelled_rows
 
 Floats = npt.NDArray[np.float64]
 Table = dict[str, dict[str, Interval]]
@@ -121,17 +123,25 @@ def evaluate_ranking(
         raise ValueError("model must be models of the same tasks")
     found = []
     for model in models:
-        events = test.histories().encode(model.vocabs, model.schema)
-        found.append(predicted_choices(model, events, scored.index, batch_tokens).double().numpy())
-    whole, asked = training_part(test), (test, scored.index)
+        assert model.tasks is not None
+        events = _events(model, test)
+        rows = labelled_rows(model.tasks, events, scored.index)
+        own = len(rows.sites) == len(scored.index)
+        asked = (rows.sites, None if own else rows.items)
+        found.append(predicted_choices(model, events, *asked, batch_tokens).double().numpy())
+    whole = training_part(test)
     targets = whole.events.targets
     known = torch.arange(whole.events.total) if targets is None else targets.nonzero()[:, 0]
-    columns = [(whole, known), asked]
-    users, items = ([of(data, index) for data, index in columns] for of in (_users, _items))
+    parts = [
+        (data, labelled_rows(models[0].tasks, _events(models[0], data), index))  # type: ignore[arg-type]
+        for data, index in ((whole, known), (test, scored.index))
+    ]
+    users = [_users(data, rows.sites) for data, rows in parts]
+    items = [rows.items.numpy() for _, rows in parts]
     options = {"samples": samples, "seed": seed}
     reports = {}
     for i, task in enumerate(tasks):
-        train, truth = (_labels(models[0], data, index)[:, i] for data, index in columns)
+        train, truth = (rows.labels[:, i].double().numpy() for _, rows in parts)
         has, learned = ~np.isnan(truth), ~np.isnan(train)
         if not has.any() or not learned.any():
             raise ValueError(f"test must have known outcomes of task {task.name!r}, got none")
@@ -139,11 +149,11 @@ def evaluate_ranking(
             train[learned], users[0][learned], items[0][learned], users[1][has], items[1][has]
         )
         lines = np.stack([line[has, i] for line in found])
-        rows = (truth[has], users[1][has], lines, floors)
+        case = (truth[has], users[1][has], lines, floors)
         if task.binary:
-            reports[task.name] = _binary(task.name, *rows, options)
+            reports[task.name] = _binary(task.name, *case, options)
         else:
-            reports[task.name] = _number(float(train[learned].mean()), *rows, options)
+            reports[task.name] = _number(float(train[learned].mean()), *case, options)
     return RankingReport(
         protocol=str(test.protocol),
         part=str(test.part),
@@ -159,16 +169,15 @@ def _users(data: Interactions, index: torch.Tensor) -> npt.NDArray[np.int64]:
     return data.user_rows[owner.numpy()]
 
 
-def _items(data: Interactions, index: torch.Tensor) -> npt.NDArray[np.int64]:
-    return data.events.items[index].numpy()
-
-
-def _labels(model: HSTU, data: Interactions, index: torch.Tensor) -> Floats:
-    """``[Q, tasks]`` of a model's tasks."""
-    assert model.tasks is not None
-    outcomes = data.histories().encode(model.vocabs, model.schema).outcomes
-    columns = {name: column[index].to(model.device) for name, column in outcomes.items()}
-    return model.tasks.labels(columns).cpu().double().numpy()
+def _events(model: HSTU, data: Interactions) -> Events:
+    """Of a data set, in the model's rows."""
+    events = data.histories().encode(model.vocabs, model.schema)
+    shown = data.events.shown
+    if shown is None:
+        return events
+    ids = data.vocabs.items.values(shown.flatten())
+    rows = torch.from_numpy(model.vocabs.items.rows(ids, "items")).view_as(shown)
+    return replace(events, shown=torch.where(shown < 0, shown, rows))
 
 
 def _binary(

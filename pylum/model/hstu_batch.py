@@ -22,8 +22,9 @@ class Asked:
         offsets: ``[B + 1]`` int64.
         visible: ``[Q]`` int64 behaviours each sees, non-decreasing in a history; None: all.
         times: ``[Q]`` int64 seconds of the question; None: that of the last behaviour it sees.
-        choices: ``[Q, width]`` candidates' tokens, for ranking: they see the whole history, at one
-            time for each history. None, for retrieval: a target is ``p_v`` after ``v`` behaviours.
+        choices: ``[Q, width]`` candidates' tokens, for ranking. Those that see the whole history
+            have one time, those that see a part of it are shown when the behaviour after that
+            part happened. None, for retrieval: a target is ``p_v`` after ``v`` behaviours.
         columns: of the candidates' condition fields, ``[Q]`` rows; an empty history has the context
             of its first one. None: a missing one.
     """
@@ -120,10 +121,10 @@ def make_batch(
     target_own, target_asks = _target_times(events, asked, target_owner, seen, ranked)
     if ranked:
         last = number == per * lengths[owner]
-        first = asked.offsets[:-1].clamp(max=max(0, len(target_asks) - 1))  # type: ignore[union-attr]
+        latest = (asked.offsets[1:] - 1).clamp(min=0)  # type: ignore[union-attr]
         if asked.times is not None and len(target_asks):  # type: ignore[union-attr]
             known = last & (counts[owner] > 0)
-            asks = torch.where(known, target_asks[first][owner], asks)
+            asks = torch.where(known, target_asks[latest][owner], asks)
             own = torch.where(known & (lengths[owner] == 0), asks, own)
     total = int(offsets[-1])
     key_offsets = lengths_to_offsets(history + counts)
@@ -135,7 +136,9 @@ def make_batch(
     query_times[targets] = target_asks
     positions = torch.empty(total, dtype=torch.int64, device=device)
     positions[rows[fresh]] = place[fresh]
-    positions[targets] = history[target_owner] if ranked else context + seen
+    # A candidate sees the action of the last behaviour too.
+    sees = per * seen + int(ranked)
+    positions[targets] = context + sees
     x = _tokens(
         model,
         events,
@@ -147,7 +150,8 @@ def make_batch(
     )
     mask = choices = None
     if asked is not None:
-        mask = ops.Mask(num_targets=counts, visible=None if ranked else seen)
+        whole = ranked and asked.visible is None
+        mask = ops.Mask(num_targets=counts, visible=None if whole else sees)
     if context or asked is not None or per > 1:
         choices = rows[fresh & (number >= 0) & (number % per == per - 1)]
     clock = Clock(timestamps, query_times)

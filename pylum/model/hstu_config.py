@@ -18,7 +18,9 @@ class Task:
 
     Args:
         name: of the task.
-        field: an outcome field: a category, or a number where ``values`` is empty.
+        field: an outcome field: a category, or a number where ``values`` is empty; or ``"item"``
+            without values: was it chosen, or only shown beside what was
+            (:meth:`pylum.Interactions.beside`).
         values: raw values of the field that mean yes. A choice whose outcome is unknown has no
             label.
     """
@@ -32,7 +34,11 @@ class Task:
 
     @property
     def binary(self) -> bool:
-        return bool(self.values)
+        return self.of_choice or bool(self.values)
+
+    @property
+    def of_choice(self) -> bool:
+        return self.field == "item"
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,11 @@ class HSTUConfig(ModelConfig):
         checks.at_least(self, 0, "window", "min_full")
         if self.length_alpha and not 1 < self.length_alpha <= 2:
             raise ValueError(f"length_alpha must be in (1, 2], or 0, got {self.length_alpha}")
+        if self.min_full and any(task.of_choice for task in tasks):
+            raise ValueError(
+                "min_full must be 0 with a task of the item itself: what is shown is trained after "
+                f"every prefix of a history in one pass, got {self.min_full}"
+            )
         for name in ("window", "min_full", "context"):
             if self.variant == "research" and getattr(self, name):
                 raise ValueError(

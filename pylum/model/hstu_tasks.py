@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from pylum.data.events import OOV_ROW
+from pylum.data.events import OOV_ROW, Events
 from pylum.data.schema import Schema
 from pylum.data.vocabs import Vocabs
 from pylum.model.hstu_config import Task
@@ -33,6 +33,8 @@ class TaskHead(nn.Linear):
         self.asked = tuple(tasks)
         for i, task in enumerate(tasks):
             _check(task, schema)
+            if task.of_choice:
+                continue
             if task.binary:
                 self.register_buffer(f"yes_{i}", _yes(task, vocabs), persistent=False)
             else:
@@ -52,11 +54,15 @@ class TaskHead(nn.Linear):
             getattr(self, f"mean_{i}").copy_(known.mean())
             getattr(self, f"scale_{i}").copy_(deviation if deviation > 0 else 1.0)
 
-    def labels(self, outcomes: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """``[N, tasks]`` float32: 1 for yes, 0 for no, or the number; NaN where it is unknown."""
+    def labels(self, events: Events) -> torch.Tensor:
+        """``[N, tasks]`` float32 of what was chosen: 1 for yes, 0 for no, or the number; NaN where
+        it is unknown."""
         columns = []
         for i, task in enumerate(self.asked):
-            column = outcomes[task.field]
+            if task.of_choice:
+                columns.append(torch.ones(events.total, device=events.items.device))
+                continue
+            column = events.outcomes[task.field]
             if task.binary:
                 column = torch.where(column > OOV_ROW, getattr(self, f"yes_{i}")[column], torch.nan)
             columns.append(column.float())
@@ -96,6 +102,10 @@ class TaskHead(nn.Linear):
 
 
 def _check(task: Task, schema: Schema) -> None:
+    if task.of_choice:
+        if task.values:
+            raise ValueError(f"task {task.name!r} of the item itself takes no values")
+        return
     kinds = {f.name: f.kind for f in schema.outcomes}
     wanted = "category" if task.binary else "number"
     if kinds.get(task.field) != wanted:

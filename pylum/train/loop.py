@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -265,9 +266,11 @@ def _identity(
     valid_time: bool,
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be resumed, as JSON."""
+    beside = train.events.shown
+    shown = beside is not None and hashlib.sha256(beside.numpy().tobytes()).hexdigest()
     return {
         "config": cfg.to_json(),
-        "data": [train.fingerprint, train.protocol, train.part, train.num_targets],
+        "data": [train.fingerprint, train.protocol, train.part, train.num_targets, shown],
         "valid": valid is not None and [valid.fingerprint, valid.protocol, valid.part, valid_time],
         "recipe": recipe.to_json(),
         "negatives": negatives,

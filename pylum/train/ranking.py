@@ -12,26 +12,55 @@ from pylum.model.base import UserModel
 from pylum.model.hstu import HSTU
 from pylum.model.hstu_batch import make_batch
 from pylum.model.hstu_config import Task
+from pylum.model.hstu_rows import labelled_rows, shown_at
+from pylum.model.hstu_tasks import TaskHead
+from pylum.ragged import lengths_to_offsets
 from pylum.train.validation import Validation
 
 
 class RankingObjective:
-    """The tasks' losses at the items of the targets."""
+    """The tasks' losses at the items of the targets, and at those shown beside them."""
 
     def loss(self, model: UserModel, events: Events) -> torch.Tensor:
-        """Sum over the batch's targets of the mean over tasks. Unknown outcomes add 0."""
+        """Sum over the batch's targets of the mean over tasks, and over what was shown at one
+        moment. Unknown outcomes add 0."""
         assert isinstance(model, HSTU) and model.tasks is not None
-        unknown = None
-        if model.schema.item_features and model.config.id_dropout > 0:
-            drawn = torch.rand(events.total, device=events.items.device)
-            unknown = drawn < model.config.id_dropout
-        tokens = model.item_tokens(events.items, unknown)
+        tokens = model.item_tokens(events.items, _unknown(model, events.items))
+        if any(task.of_choice for task in model.config.tasks):
+            return self._shown(model, model.tasks, events, tokens)
         batch = make_batch(model, events, item_tokens=tokens)
         hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock)
-        labels = model.tasks.labels(events.outcomes)
+        labels = model.tasks.labels(events)
         if events.targets is not None:
             labels = labels.masked_fill(~events.targets[:, None], torch.nan)
         return model.tasks.loss(batch.at_choices(hidden), labels) / labels.shape[1]
+
+    def _shown(
+        self, model: HSTU, head: TaskHead, events: Events, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Chosen or not: all are candidates, blind to each other and to what was chosen."""
+        device = events.items.device
+        sites = torch.arange(events.total, device=device)
+        if events.targets is not None:
+            sites = sites[events.targets]
+        rows = labelled_rows(head, events, sites)
+        owner = torch.searchsorted(events.offsets, rows.sites, right=True) - 1
+        counts = torch.bincount(owner, minlength=len(events))
+        moments = events.take(rows.sites, lengths_to_offsets(counts))
+        visible = rows.sites - events.offsets[owner]
+        asked = shown_at(model, moments, rows.items, visible, _unknown(model, rows.items))
+        batch = make_batch(model, events, asked, item_tokens=tokens)
+        where = (batch.x, batch.offsets, batch.positions, batch.clock)
+        hidden = model.run(*where, batch.mask)[batch.targets]
+        each = len(rows.sites) / max(1, len(sites))
+        return head.loss(hidden, rows.labels) / (each * rows.labels.shape[1])
+
+
+def _unknown(model: HSTU, items: torch.Tensor) -> torch.Tensor | None:
+    """Which items are trained without their id; random numbers come from torch's own."""
+    if not model.schema.item_features or model.config.id_dropout == 0:
+        return None
+    return torch.rand(len(items), device=items.device) < model.config.id_dropout
 
 
 class RankingValidation(Validation):
@@ -52,14 +81,13 @@ class RankingValidation(Validation):
         mean over numbers of the share of their variance that is predicted."""
         assert isinstance(model, HSTU) and model.tasks is not None
 
-        def ask() -> torch.Tensor:
-            assert isinstance(model, HSTU)
-            return predicted_choices(model, self.events, self.sites, 2 * self.batch_events)
-
-        found = self._run(model, ask).double().numpy()
-        outcomes = {name: column[self.sites] for name, column in self.events.outcomes.items()}
-        columns = {name: column.to(model.device) for name, column in outcomes.items()}
-        labels = model.tasks.labels(columns).cpu().double().numpy()
+        events, size = self.events, 2 * self.batch_events
+        here = torch.device("cpu")
+        rows = labelled_rows(model.tasks, events.to(model.device), self.sites.to(model.device))
+        own = len(rows.sites) == len(self.sites)
+        items = None if own else rows.items.to(here)
+        found = predicted_choices(model, events, rows.sites.to(here), items, size).double().numpy()
+        labels = rows.labels.to(here).double().numpy()
         out: dict[str, list[float]] = {}
         for i, task in enumerate(self.tasks):
             known = ~np.isnan(labels[:, i])

@@ -14,6 +14,8 @@ from pylum import HSTU, HSTUConfig, Interactions, Task, evaluate, score
 from pylum.data import Field
 from pylum.evaluate import RankingReport
 from pylum.generation.choices import predicted_choices
+from pylum.model.hstu_rows import labelled_rows
+from pylum.train.ranking import RankingObjective
 from tests.tolerance import MODEL
 
 CLOSE = MODEL[torch.float32]
@@ -150,6 +152,96 @@ def test_metrics_equal_scikit_learn(protocol):
     assert all(word in printed for word in ("liked:", "NE", "spent:", "MAE", "gain over mean"))
     plain = json.loads(report.to_json())
     assert plain["tasks"]["liked"]["values"]["HSTU"]["NE"]["value"] == report["liked"]["NE"].value
+
+
+SHOWN = [pytest.param({}, id="research"), pytest.param(MASKS, id="production-masks")]
+
+
+def beside() -> Interactions:
+    """Up to two items were shown beside each event, one of them known to nobody."""
+    random = np.random.default_rng(1)
+    lists = [
+        [f"i{i}" for i in random.integers(0, 13, random.integers(0, 3))]
+        for _ in range(data().events.total)
+    ]
+    return data().beside(lists)
+
+
+@pytest.mark.parametrize("changes", [*SHOWN, pytest.param({**MASKS, "min_full": 3}, id="min-full")])
+def test_what_is_shown_beside_is_what_score_gives_it(changes):
+    """Own items too, whichever way they are asked; nothing that was chosen is seen."""
+    made, test = model(**changes), data()
+    users = test.users[:4]
+    events = test.histories(users).encode(made.vocabs, made.schema)
+    sites = torch.arange(events.total).repeat_interleave(2)[::3]
+    items = torch.randint(0, 13, sites.shape, generator=torch.Generator().manual_seed(0))
+    found = predicted_choices(made, events, sites, items, batch_tokens=60)
+    lists = [events_of(test, user) for user in users]
+    owner = torch.repeat_interleave(events.lengths)
+    for line, site, item in zip(found, sites.tolist(), items.tolist(), strict=True):
+        mine = lists[int(owner[site])]
+        n = site - int(events.offsets[owner[site]])
+        raw = made.vocabs.items.values([item])[0] or "nobody's"
+        asked = {name: [mine[n][name]] for name in ("home", "scene")}
+        expected = score(made, {"u": mine[:n]}, [raw], asked, query_time=mine[n]["time"])
+        torch.testing.assert_close(line[:2], expected.values[0][:2], atol=CLOSE, rtol=0)
+    own = predicted_choices(made, events, sites, events.items[sites])
+    plain = predicted_choices(made, events, sites)
+    torch.testing.assert_close(own[:, :2], plain[:, :2], atol=CLOSE, rtol=0)
+
+
+@pytest.mark.parametrize("changes", SHOWN)
+def test_the_loss_of_what_was_shown(changes):
+    """Mean over what was shown at a moment, of entropies of what the rows are predicted."""
+    tasks = (Task("chosen", "item"), TASKS[0])
+    events = beside().events
+    made = model(**changes, tasks=tasks, dropout=0.0, id_dropout=0.0)
+    events = events.users(torch.arange(8), last=10)
+    targets = torch.arange(events.total) % 3 > 0
+    sites = targets.nonzero()[:, 0]
+    rows = labelled_rows(made.tasks, events, sites)
+    assert torch.equal(rows.sites.unique(), sites)
+    beside_it = rows.labels[:, 0] == 0
+    assert int((~beside_it).sum()) == len(sites)
+    assert int(beside_it.sum()) == int((events.shown[sites] >= 0).sum()) > 5
+    assert bool(rows.labels[beside_it, 1].isnan().all())
+    found = RankingObjective().loss(made, replace(events, targets=targets))
+    p = predicted_choices(made, events, rows.sites, rows.items)
+    known = ~rows.labels.isnan()
+    entropy = torch.nn.functional.binary_cross_entropy(
+        p[known], rows.labels[known], reduction="sum"
+    )
+    expected = entropy * len(sites) / len(rows.sites) / 2
+    assert float(found.detach()) == pytest.approx(float(expected), rel=1e-4)
+    found.backward()
+    assert float(made.begin.grad.abs().max()) > 0
+    # What was chosen at a moment is not seen by what was shown beside it, nor by itself.
+    last = int(sites[-1])
+    other = events.items.clone()
+    other[last] = (other[last] + 1) % 12
+    moved = predicted_choices(made, replace(events, items=other), rows.sites, rows.items)
+    assert torch.equal(moved, p)
+
+
+def test_a_chosen_item_among_those_shown():
+    tasks = (Task("chosen", "item"),)
+    whole = beside()
+    test = whole.split("global-time")[2]
+    made = model(tasks=tasks)
+    report = evaluate(made, test, samples=5).tasks["chosen"]
+    shown = test.events.shown[test.events.targets]
+    count = test.num_targets + int((shown >= 0).sum())
+    assert report.rows == count and report.mean == pytest.approx(test.num_targets / count)
+    with pytest.raises(ValueError, match="the data must hold what was shown beside"):
+        evaluate(made, data().split("global-time")[2])
+    with pytest.raises(ValueError, match="the data must hold what was shown beside"):
+        pylum.pretrain(HSTUConfig(dim=8, task="ranking", tasks=tasks), data(), progress=False)
+    with pytest.raises(ValueError, match="items must be a list for each of"):
+        data().beside([["i1"]])
+    with pytest.raises(ValueError, match="of the item itself takes no values"):
+        model(tasks=(Task("chosen", "item", (1,)),))
+    with pytest.raises(ValueError, match="min_full must be 0 with a task of the item itself"):
+        model(tasks=tasks, **MASKS, min_full=3)
 
 
 def test_seeds_are_averaged():

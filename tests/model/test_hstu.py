@@ -106,7 +106,7 @@ def test_ranking_and_its_gradients_equal_plain_float64(changes):
         parts.append(rows @ plain.weights["tasks.weight"].T + plain.weights["tasks.bias"])
     expected = torch.cat(parts)
     assert close(found, expected)
-    labels = model.tasks.labels(events.outcomes)
+    labels = model.tasks.labels(events)
     assert torch.equal(labels.isnan()[:, 0], events.outcomes["rating"] == 0)
     assert torch.equal(labels[:, 0] == 1, events.outcomes["rating"] >= 2)
     assert torch.equal(labels[:, 2].nan_to_num(-1), events.outcomes["dwell"].nan_to_num(-1))

@@ -107,6 +107,27 @@ def test_learns_what_users_like():
     assert scores[0] > scores[1] + 0.5 and scores[3] > scores[2] + 0.5
 
 
+def test_learns_which_of_two_items_is_chosen(tmp_path):
+    """A user always takes the same step; beside the item it leads to stands another one."""
+    data = walks()
+    random = np.random.default_rng(1)
+    others = [[f"i{i}"] for i in random.integers(0, 31, data.events.total)]
+    train, valid, test = data.beside(others).split("loo-full")
+    config = SMALL.replace(task="ranking", tasks=(Task("chosen", "item"),), dropout=0.0)
+    options = {"batch_tokens": 256, "warmup": 10, "progress": False, "seed": 1}
+    seen = []
+    model = pretrain(
+        config, train, valid=valid, epochs=20, lr=1e-2, on_epoch=seen.append, **options
+    )
+    assert max(entry["auc"] for entry in seen) > 0.9
+    assert evaluate(model, test, samples=20)["chosen"]["NE"].value < 0.7
+    path = tmp_path / "state"
+    pretrain(config, train, epochs=1, checkpoint=path, **options)
+    fewer = data.beside([[]] * data.events.total).split("loo-full")[0]
+    with pytest.raises(ValueError, match=r"same arguments: \['data'\] differ"):
+        pretrain(config, fewer, epochs=1, resume=path, **options)
+
+
 @pytest.mark.parametrize(
     ("config", "options"),
     [
