@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from pylum.demo import rankers as demo
+from pylum.demo.sequence import SEQUENCE
 from pylum.rank.arms import ALL, ARMS, BOTH_ALL, table
 from pylum.rank.ranker import Ranker
 
@@ -41,7 +42,8 @@ def main() -> None:
     parser.add_argument("--path", help="ml-100k: where it is, else it is downloaded")
     parser.add_argument("--in-sample", action="store_true", help="ml-100k: the wrong way, to see")
     parser.add_argument("--users", type=int, default=3000, help="synthetic")
-    parser.add_argument("--rankers", nargs="+", choices=demo.RANKERS, default=demo.RANKERS)
+    known = [*demo.RANKERS, *SEQUENCE]
+    parser.add_argument("--rankers", nargs="+", choices=known, default=known)
     parser.add_argument("--arms", nargs="+", choices=ALL_ARMS, default=ALL_ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lum-epochs", type=int, help="of the user model")
@@ -61,7 +63,8 @@ def main() -> None:
     user_model = time.process_time() - start
     print(f"user model, rows and knowledge: {user_model:.0f} CPU seconds", flush=True)
     arms = stage.run(
-        rankers=options.rankers,
+        rankers=[name for name in options.rankers if name in demo.RANKERS],
+        sequence=[name for name in options.rankers if name in SEQUENCE],
         arms=options.arms,
         seeds=options.seeds,
         changes={"epochs": options.epochs} if options.epochs else {},
@@ -75,9 +78,10 @@ def main() -> None:
     out.parent.mkdir(exist_ok=True)
     # One entry a ranker: several runs may fill one file.
     result = json.loads(out.read_text()) if out.exists() else {}
+    settings = {**stage.settings, **(stage.sequences.settings if stage.sequences else {})}
     result["+".join(options.rankers)] = {
         "title": arms.title,
-        "settings": {r: stage.settings.get(r, {}) for r in options.rankers},
+        "settings": {r: settings.get(r, {}) for r in options.rankers},
         "seeds": options.seeds,
         "cpu_seconds": round(seconds),
         "torch": torch.__version__,

@@ -36,6 +36,7 @@ def info() -> None:
 app.command()(demo)
 app.command()(train.pretrain)
 app.command()(ask.generate)
+app.command()(ask.score)
 app.command()(ask.query)
 app.command()(evaluate)
 app.add_typer(bench.app, name="bench")

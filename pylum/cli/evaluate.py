@@ -19,7 +19,10 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         str,
-        typer.Option(help="global-time or loo-full; with --table rest-auc or din-auc, of ml-100k."),
+        typer.Option(
+            help="global-time or loo-full; of an HSTU for ranking, and with --table of ml-100k, "
+            "also rest-auc or din-auc."
+        ),
     ] = "",
     k: Annotated[int, typer.Option("-k", help="Items per answer.")] = 10,
     out: Annotated[
@@ -35,7 +38,8 @@ def evaluate(
         typer.Option(help="With --table, of ml-100k: its zip, folder or wheel; none: downloaded."),
     ] = None,
     rankers: Annotated[
-        str, typer.Option(help="With --table: wide_deep, dlrm, din, sim_rank; none: all.")
+        str,
+        typer.Option(help="With --table: wide_deep, dlrm, din, sim_rank, HSTU, SASRec; none: all."),
     ] = "",
     seeds: Annotated[int, typer.Option(help="With --table: seeds of each ranker.")] = 2,
     users: Annotated[int, typer.Option(help="With --table: users of the synthetic world.")] = 1500,
@@ -50,8 +54,12 @@ def evaluate(
     Example: [bold]pylum evaluate my-model events.parquet --user uid --item iid --time ts
     --condition scene[/bold]
 
-    With [bold]--table[/bold]: what a user model adds to each ranker. It trains all of them, which
-    takes minutes; [bold]pylum evaluate --table --rankers dlrm[/bold] is one of four.
+    A LUM and an HSTU are ranked in the full catalogue; an HSTU trained for ranking is scored on its
+    tasks: [bold]pylum evaluate my-ranker events.parquet --event rating[/bold]
+
+    With [bold]--table[/bold]: what a user model adds to each ranker, with HSTU and SASRec trained
+    on the same rows beside them. It trains all of them, which takes minutes;
+    [bold]pylum evaluate --table --rankers dlrm[/bold] is one of four, without the other two.
     """
     if table:
         if model is not None:
@@ -63,10 +71,16 @@ def evaluate(
     if model is None or events is None:
         raise ValueError("model and events must both be given, or --table")
     import pylum
+    from pylum.model import HSTU, load_model
 
-    lum = pylum.LUM.from_pretrained(model)
+    asked = load_model(model)
     behaviours = columns.read(events, user, item, time, condition, event, None)
-    report = pylum.evaluate(lum, behaviours.split(protocol or "global-time")[2], k=k)
+    report = pylum.evaluate(
+        asked,
+        behaviours.split(protocol or "global-time")[2],
+        k=k,
+        conditions="any" if isinstance(asked, HSTU) else "true",
+    )
     typer.echo(str(report))
     if out is not None:
         _write(out, report.to_json())
@@ -83,13 +97,15 @@ def _table(
 ) -> None:
     from pylum.demo import rankers as demo
     from pylum.demo.rankers_plot import plot
+    from pylum.demo.sequence import SEQUENCE
     from pylum.rank.arms import table
     from pylum.rank.ranker import Ranker
 
-    names = [name.strip() for name in rankers.split(",") if name.strip()] or [*demo.RANKERS]
-    strangers = [name for name in names if name not in demo.RANKERS]
+    known = (*demo.RANKERS, *SEQUENCE)
+    names = [name.strip() for name in rankers.split(",") if name.strip()] or [*known]
+    strangers = [name for name in names if name not in known]
     if strangers:
-        raise ValueError(f"rankers must be among {', '.join(demo.RANKERS)}, got {strangers}")
+        raise ValueError(f"rankers must be among {', '.join(known)}, got {strangers}")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     if data == "synthetic":
@@ -105,7 +121,12 @@ def _table(
     def fitted(name: str, seed: int, ranker: Ranker) -> None:
         typer.echo(f"trained {name}, seed {seed}", err=True)
 
-    arms = stage.run(rankers=names, seeds=range(seeds), on_fit=fitted)
+    arms = stage.run(
+        rankers=[name for name in names if name in demo.RANKERS],
+        sequence=[name for name in names if name in SEQUENCE],
+        seeds=range(seeds),
+        on_fit=fitted,
+    )
     found = arms.comparison()
     typer.echo(table(arms.title, found))
     if out is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pylum.cli import columns
+
+if TYPE_CHECKING:
+    from pylum.data import Interactions
+    from pylum.model import HSTUConfig, LUMConfig, Task
 
 
 def pretrain(
@@ -22,6 +26,17 @@ def pretrain(
     split: Annotated[
         str, typer.Option(help="Protocol whose training part is used: global-time or loo-full.")
     ] = "global-time",
+    model: Annotated[str, typer.Option(help="lum or hstu.")] = "lum",
+    variant: Annotated[
+        str, typer.Option(help="hstu: research or production; none: research.")
+    ] = "",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="hstu: what ranking predicts: liked=rating:4,5 asks for values of a column of "
+            "--event, spent=seconds for a number; repeatable. None: the next item."
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option(help="Size of the model: tiny ... 7b.")] = "tiny",
     max_length: Annotated[int, typer.Option(help="Behaviours the model looks back.")] = 200,
     epochs: Annotated[
@@ -38,15 +53,19 @@ def pretrain(
 
     Example: [bold]pylum pretrain events.parquet my-model --user uid --item iid --time ts
     --condition scene[/bold]
+
+    An HSTU that ranks: [bold]pylum pretrain events.parquet my-ranker --model hstu --event rating
+    --task liked=rating:4,5 --task loved=rating:5[/bold]
     """
     import pylum
 
     data = columns.read(events, user, item, time, condition, event, items)
     typer.echo(repr(data))
     train, valid, _ = data.split(split)
-    config = pylum.LUMConfig.preset(preset, max_length=max_length, dropout=dropout)
+    sizes = pylum.LUMConfig.preset(preset, max_length=max_length, dropout=dropout)
+    config = _config(model, sizes, variant, task or [], data)
     resume = checkpoint if checkpoint is not None and checkpoint.exists() else None
-    model = pylum.pretrain(
+    trained = pylum.pretrain(
         config,
         train,
         valid=valid,
@@ -56,5 +75,51 @@ def pretrain(
         checkpoint=checkpoint,
         resume=resume,
     )
-    model.save_pretrained(out)
+    trained.save_pretrained(out)
     typer.echo(f"wrote {out}")
+
+
+def _config(
+    model: str, sizes: LUMConfig, variant: str, tasks: list[str], data: Interactions
+) -> LUMConfig | HSTUConfig:
+    from pylum.model import HSTUConfig
+
+    if model not in ("lum", "hstu"):
+        raise ValueError(f"model must be lum or hstu, got {model!r}")
+    if model == "lum":
+        for name, given in (("variant", variant), ("task", tasks)):
+            if given:
+                raise ValueError(f"{name} must be left out for lum, got {given}")
+        return sizes
+    asked = tuple(_task(text, data) for text in tasks)
+    shared = ("dim", "width", "layers", "heads", "max_length", "dropout")
+    return HSTUConfig(
+        variant=variant or "research",
+        task="ranking" if asked else "retrieval",
+        tasks=asked,
+        **{name: getattr(sizes, name) for name in shared},
+    )
+
+
+def _task(text: str, data: Interactions) -> Task:
+    """``name=field`` or ``name=field:value,value``."""
+    from pylum.model import Task
+
+    name, equals, rest = text.partition("=")
+    field, _, listed = rest.partition(":")
+    if not (name and equals and field):
+        raise ValueError(f"task must be NAME=COLUMN or NAME=COLUMN:VALUE,VALUE, got {text!r}")
+    values = [value.strip() for value in listed.split(",") if value.strip()]
+    vocab = data.vocabs.outcomes.get(field)
+    if values and vocab is None:
+        raise ValueError(f"task {name!r} must ask a column of --event with values, got {field!r}")
+    # Values are of the column's type: "4" of the text is 4, "true" is True.
+    ids = [] if vocab is None else vocab.ids.to_pylist()
+    known = {str(v).lower() if isinstance(v, bool) else str(v): v for v in ids}
+    strangers = [value for value in values if value not in known]
+    if strangers:
+        raise ValueError(
+            f"task {name!r} must have values that {field!r} takes ({', '.join([*known][:10])}), "
+            f"got {strangers}"
+        )
+    return Task(name, field, tuple(known[value] for value in values))

@@ -14,8 +14,10 @@ import torch
 
 from pylum.data import Field, Interactions, Synthetic, Vocab, movielens_100k
 from pylum.data.protocols import core, one_by_one, stages
+from pylum.demo.sequence import ONLY_ORDER, Sequences
 from pylum.knowledge import Knowledge, query
-from pylum.model import LUM, LUMConfig
+from pylum.model import LUM, LUMConfig, Task
+from pylum.ragged import Ragged
 from pylum.rank.arms import ALL, ARMS, BOTH_ALL, Arms, rows_of, run_arms
 from pylum.rank.as_of import impression_schema, impressions
 from pylum.rank.schema import Schema
@@ -39,6 +41,28 @@ ML_100K: dict[str, dict[str, Any]] = {
 }
 
 
+SEQUENCE_SYNTHETIC: dict[str, dict[str, Any]] = {
+    "HSTU": {
+        "dim": 64,
+        "layers": 2,
+        "dropout": 0.0,
+        "initial_scale": 0.2,
+        "run": {"epochs": 8, "lr": 3e-3, "schedule": "cosine"},
+    },
+    "SASRec": {
+        "dim": 64,
+        "layers": 2,
+        "dropout": 0.0,
+        "initial_scale": 0.2,
+        "run": {"epochs": 8, "lr": 3e-3, "schedule": "cosine"},
+    },
+}
+SEQUENCE_ML_100K: dict[str, dict[str, Any]] = {
+    "HSTU": {"dim": 64, "layers": 2, "dropout": 0.4, "run": {"epochs": 6, "lr": 2e-3}},
+    "SASRec": {"dim": 64, "layers": 2, "dropout": 0.4, "run": {"epochs": 20, "lr": 3e-3}},
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Stage3:
     """Rows and knowledge, ready for the rankers.
@@ -51,6 +75,7 @@ class Stage3:
         knowledge: as of every row, from weights that were not fitted on any of them.
         more: scores of the test rows to print beside.
         settings: by ranker.
+        sequences: for the sequence models.
     """
 
     title: str
@@ -60,22 +85,25 @@ class Stage3:
     knowledge: Knowledge
     more: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sequences: Sequences | None = None
 
     def run(
         self,
         *,
         rankers: Sequence[str] = RANKERS,
+        sequence: Sequence[str] = (),
         arms: Sequence[str] = (*ARMS, ALL, BOTH_ALL),
         seeds: Sequence[int] = (0, 1, 2),
         changes: dict[str, Any] | None = None,
         on_fit: Callable[..., None] | None = None,
     ) -> Arms:
-        """Every ranker, arm and seed.
+        """Every ranker, arm and seed, and sequence models trained on the same rows.
 
         Args:
-            changes: settings of all rankers, over their own.
+            sequence: which of those, of :data:`pylum.demo.sequence.SEQUENCE`.
+            changes: settings of all rankers, over their own; ``epochs`` of sequence models too.
         """
-        return run_arms(
+        arms_of = run_arms(
             self.title,
             self.schema,
             *self.parts,
@@ -90,6 +118,12 @@ class Stage3:
             allow_in_sample=True,
             on_fit=on_fit,
         )
+        given = {"epochs": changes["epochs"]} if changes and "epochs" in changes else {}
+        for name in sequence if self.sequences is not None else ():
+            assert self.sequences is not None
+            lines = [self.sequences.scores(name, self.parts[2], seed, **given) for seed in seeds]
+            arms_of.scores[name] = np.stack(lines)
+        return replace(arms_of, floors=(*arms_of.floors, *ONLY_ORDER))
 
 
 def synthetic(users: int = 3000, *, epochs: int = 8, negatives: int = 1, seed: int = 0) -> Stage3:
@@ -136,6 +170,12 @@ def synthetic(users: int = 3000, *, epochs: int = 8, negatives: int = 1, seed: i
             "LUM alone": matching(knowledge, parts[2], schema)[:, -1].numpy(),
         },
         SYNTHETIC,
+        Sequences(
+            data.beside(_drawn(rows, negatives)),
+            lambda whole: stages(whole, "time"),
+            Task("chosen", "item"),
+            settings=SEQUENCE_SYNTHETIC,
+        ),
     )
 
 
@@ -194,19 +234,40 @@ def ml_100k(
         # Both answers are logits of the film: their difference is a log odds.
         {"LUM alone": (liked_or_not[:, 0] - liked_or_not[:, 1]).numpy()},
         ML_100K,
+        Sequences(
+            _with("outcomes", films, "liked", liked),
+            lambda whole: stages(whole, by),
+            Task("liked", "liked", (True,)),
+            liked,
+            SEQUENCE_ML_100K,
+        ),
     )
+
+
+def _drawn(rows: pa.Table, negatives: int) -> Ragged:
+    """The items that stand behind each event's own in the rows of :func:`impressions`."""
+    places = np.arange(len(rows))
+    drawn = rows["item"].take(pa.array(places[places % (1 + negatives) > 0])).combine_chunks()
+    return Ragged(drawn, torch.arange(len(drawn) // max(1, negatives) + 1) * negatives)
 
 
 def with_condition(data: Interactions, name: str, values: Any) -> Interactions:
     """The same events with a categorical condition more."""
+    return _with("conditions", data, name, values)
+
+
+def _with(group: str, data: Interactions, name: str, values: Any) -> Interactions:
+    """The same events with a category more among the conditions or the outcomes."""
     vocabs = data.vocabs.copy()
-    vocabs.conditions[name] = Vocab(any=True)
-    rows = torch.from_numpy(vocabs.conditions[name].grow(values, name))
+    vocab = getattr(vocabs, group)[name] = Vocab(any=group == "conditions")
+    rows = torch.from_numpy(vocab.grow(values, name))
+    fields = (*getattr(data.schema, group), Field(name))
+    columns = {**getattr(data.events, group), name: rows}
     return replace(
         data,
-        schema=replace(data.schema, conditions=(*data.schema.conditions, Field(name))),
+        schema=replace(data.schema, **{group: fields}),
         vocabs=vocabs,
-        events=replace(data.events, conditions={**data.events.conditions, name: rows}),
+        events=replace(data.events, **{group: columns}),  # type: ignore[arg-type]
     )
 
 

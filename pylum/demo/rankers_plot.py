@@ -50,7 +50,8 @@ def plot(path: Path, title: str, found: Comparison) -> bool:
             ]
             spread = [[g.value - g.low for g in gains], [g.high - g.value for g in gains]]
             below.errorbar(x, [g.value for g in gains], spread, **look)
-    for name, style in (("item + user mean", ":"), ("best possible", "--")):
+    lines = {"item + user mean": ":", "best possible": "--", "HSTU": "-.", "SASRec": (0, (1, 4))}
+    for name, style in lines.items():
         if name in found.values:
             height = found.values[name]["AUC"].value
             above.axhline(height, color="black", ls=style, lw=1, label=name)

@@ -79,16 +79,7 @@ def read_folder(
         ValueError: a file is truncated, altered, or of another kind.
     """
     path = Path(path)
-    manifest = path / MANIFEST
-    if not manifest.is_file():
-        raise FileNotFoundError(f"path must be a folder with {MANIFEST}, got {path}")
-    try:
-        about = json.loads(manifest.read_text())
-        checksum = about.pop("checksum")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{manifest} is truncated or altered: {error}") from None
-    if _digest(about) != checksum:
-        raise ValueError(f"{manifest} is altered: its checksum does not match")
+    about = _manifest(path)
     if about.get("kind") != kind:
         raise ValueError(f"{path} must hold a {kind}, got {about.get('kind')!r}")
     for name, expected in about["files"].items():
@@ -101,6 +92,25 @@ def read_folder(
         return about, load_file(path / "model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{path / 'model.safetensors'} cannot be read: {error}") from None
+
+
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """``about["kind"]`` of a folder; errors as for :func:`read_folder`."""
+    return _manifest(Path(path)).get("kind")
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"path must be a folder with {MANIFEST}, got {path}")
+    try:
+        about: dict[str, Any] = json.loads(manifest.read_text())
+        checksum = about.pop("checksum")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{manifest} is truncated or altered: {error}") from None
+    if _digest(about) != checksum:
+        raise ValueError(f"{manifest} is altered: its checksum does not match")
+    return about
 
 
 def _checksum(path: Path) -> str:
