@@ -1,4 +1,4 @@
-"""Kernels for AMX read whole tiles, yet nothing past their tensors: the pages around are locked."""
+"""Kernels for AMX read whole tiles, yet nothing past their tensors: pages around are locked."""
 
 import ctypes
 import mmap
@@ -73,3 +73,12 @@ def test_topk(locked, dim, end):
         pylum.ops.topk(locked(queries, end), locked(items, end), 5), expected, strict=True
     ):
         assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("dim", [64, 33])
+def test_sampled_softmax(locked, dim, end):
+    queries, items = torch.randn(50, dim).bfloat16(), torch.randn(70, dim).bfloat16()
+    leaves = [locked(x, end).requires_grad_() for x in (queries, items)]
+    loss = pylum.ops.sampled_softmax(*leaves, torch.arange(50), temperature=1.0)
+    assert all(x.isfinite().all() for x in torch.autograd.grad(loss, leaves))
