@@ -6,6 +6,7 @@ from pylum.ops.bias import RelativeBias, log_thresholds
 from pylum.ops.dot_interaction import dot_interaction
 from pylum.ops.embedding_bag import embedding_bag
 from pylum.ops.embedding_sequence import embedding_sequence
+from pylum.ops.huge_pages import huge_pages
 from pylum.ops.linear import linear
 from pylum.ops.mask import Mask
 from pylum.ops.pages import PagedPrefix, gather_pages, pages_like
@@ -30,6 +31,7 @@ __all__ = [
     "embedding_bag",
     "embedding_sequence",
     "gather_pages",
+    "huge_pages",
     "linear",
     "log_thresholds",
     "pages_like",

@@ -116,26 +116,31 @@ __attribute__((always_inline)) inline void transpose(vfloat (&rows)[kLanes]) {
 
 inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 
+// f of all lanes: of l and l + half of them, and so on.
+template <typename F>
+inline __attribute__((always_inline)) float fold(vfloat x, const F& f) {
+#if defined(__AVX512F__)
+    const auto half = f(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7),
+                        __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+#else
+    const auto half = x;
+#endif
+#if defined(__AVX2__)
+    const auto quarter = f(__builtin_shufflevector(half, half, 0, 1, 2, 3),
+                           __builtin_shufflevector(half, half, 4, 5, 6, 7));
+#else
+    const auto quarter = half;
+#endif
+    const auto pair = f(quarter, __builtin_shufflevector(quarter, quarter, 2, 3, 2, 3));
+    return f(pair, __builtin_shufflevector(pair, pair, 1, 1, 1, 1))[0];
+}
+
 inline float sum(vfloat x) {
-    float lanes[kLanes];
-    store(lanes, x);
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) {
-            lanes[i] += lanes[i + width];
-        }
-    }
-    return lanes[0];
+    return fold(x, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 
 inline float max(vfloat x) {
-    float lanes[kLanes];
-    store(lanes, x);
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) {
-            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-        }
-    }
-    return lanes[0];
+    return fold(x, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 // Bit l is set where x[l] >= y[l]; never where one of them is NaN.

@@ -1,19 +1,25 @@
-// Lookups are sorted by row; one task then owns 32 rows: it sums each row's gradients and updates
+// Lookups are sorted by row; one task then owns 256 rows: it sums each row's gradients and updates
 // the row once. Reads each gradient once and reads and writes each touched row once; bound by the
-// latency of random rows, so gradients and rows are prefetched.
+// latency of random rows, so gradients and rows are prefetched. On small pages of memory every
+// prefetch waits for the translation of its address: the fewer instructions between them, the more
+// of them the processor overlaps.
 #include <cmath>
 
-#include "common/bfloat16.h"
+#include "common/cpu/rows.h"
 #include "common/prefetch.h"
 #include "row_wise/cpu/sort.h"
 
 namespace pylum::row_wise::PYLUM_ISA {
 namespace {
 
-constexpr int64_t kRows = 32;        // rows of a task
-constexpr int64_t kAhead = 16;       // lookups and rows prefetched early
-constexpr int kLanes = 16;           // partial sums of a square
+constexpr int64_t kRows = 256;       // rows of a task
+constexpr int64_t kAhead = 8;        // rows prefetched early
+constexpr int64_t kMostAhead = 8;    // of their lookups, and of those of a row that has more
+constexpr int kGroup = 4;            // vectors summed side by side
 constexpr int64_t kSerial = 32'768;  // elements below which a team of threads costs more
+
+template <int kCount>
+struct Count {};
 
 inline int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
@@ -23,7 +29,7 @@ struct Source {
     const char* data;
 };
 
-inline Source source_of(const Params& p, const Sorted& s, int64_t at) {
+[[gnu::always_inline]] inline Source source_of(const Params& p, const Sorted& s, int64_t at) {
     int64_t grad_row = static_cast<int64_t>(s.keys[at] & ((uint64_t{1} << s.shift) - 1));
     const Use* use = p.uses;
     while (grad_row >= use->grad_rows) {
@@ -34,94 +40,106 @@ inline Source source_of(const Params& p, const Sorted& s, int64_t at) {
     return {use, grad_row, static_cast<const char*>(use->grad) + start};
 }
 
-template <typename T>
-inline void add(const T* __restrict x, float scale, int64_t dim, bool first,
-                float* __restrict sum) {
-    if (first) {
-        for (int64_t d = 0; d < dim; ++d) {
-            sum[d] = scale * to_float(x[d]);
-        }
-    } else {
-        for (int64_t d = 0; d < dim; ++d) {
-            sum[d] += scale * to_float(x[d]);
-        }
+[[gnu::always_inline]] inline void prefetch_gradient(const Params& p, const Sorted& s, int64_t at) {
+    const Source source = source_of(p, s, at);
+    prefetch(source.data, p.dim * element_size(source.use->grad_dtype));
+}
+
+// What a lookup's gradient is multiplied by.
+inline float scale_of(const Source& source) {
+    const Use& use = *source.use;
+    if (!use.offsets || !use.mean) {
+        return 1.0f;
+    }
+    const int64_t* o = use.offsets + source.grad_row;
+    return 1.0f / static_cast<float>(o[1] - o[0]);
+}
+
+// f(column, vectors as a constant, lanes of the last one) for a row in groups of vectors.
+template <typename F>
+inline __attribute__((always_inline)) void for_columns(int64_t dim, const F& f) {
+    int64_t d = 0;
+    for (; d + kGroup * kLanes <= dim; d += kGroup * kLanes) {
+        f(d, Count<kGroup>{}, kLanes);
+    }
+    for (; d < dim; d += kLanes) {
+        f(d, Count<1>{}, static_cast<int>(dim - d < kLanes ? dim - d : kLanes));
     }
 }
 
 // sum = gradients of the sorted lookups [begin, end), which are all of one row.
 void sum_lookups(const Params& p, const Sorted& s, int64_t begin, int64_t end, float* sum) {
-    for (int64_t at = begin; at < end; ++at) {
-        if (at + kAhead < s.lookups) {
-            const Source next = source_of(p, s, at + kAhead);
-            prefetch(next.data, p.dim * element_size(next.use->grad_dtype));
+    for_columns(p.dim, [&]<int kCount>(int64_t d, Count<kCount>, int lanes) {
+        vfloat sums[kCount] = {};
+        for (int64_t at = begin; at < end; ++at) {
+            if (d == 0 && at + kMostAhead < end) {
+                prefetch_gradient(p, s, at + kMostAhead);
+            }
+            const Source source = source_of(p, s, at);
+            const float scale = scale_of(source);
+            const auto add = [&](auto* x) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+                for (int v = 0; v < kCount; ++v) {
+                    sums[v] += scale * load_lanes(x + d + v * kLanes, lanes);
+                }
+            };
+            if (source.use->grad_dtype == DType::kFloat32) {
+                add(reinterpret_cast<const float*>(source.data));
+            } else {
+                add(reinterpret_cast<const bfloat16*>(source.data));
+            }
         }
-        const Source source = source_of(p, s, at);
-        const Use& use = *source.use;
-        float scale = 1.0f;
-        if (use.offsets && use.mean) {
-            const int64_t* o = use.offsets + source.grad_row;
-            scale = 1.0f / static_cast<float>(o[1] - o[0]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kCount; ++v) {
+            store_lanes(sum + d + v * kLanes, sums[v], lanes);
         }
-        if (use.grad_dtype == DType::kFloat32) {
-            add(reinterpret_cast<const float*>(source.data), scale, p.dim, at == begin, sum);
-        } else {
-            add(reinterpret_cast<const bfloat16*>(source.data), scale, p.dim, at == begin, sum);
-        }
-    }
+    });
 }
 
 inline float mean_square(const float* g, int64_t dim) {
-    float sums[kLanes] = {};
-    int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) {
-        for (int l = 0; l < kLanes; ++l) {
-            sums[l] += g[d + l] * g[d + l];
-        }
-    }
-    for (int l = 0; d < dim; ++d, ++l) {
-        sums[l] += g[d] * g[d];
-    }
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-        for (int l = 0; l < width; ++l) {
-            sums[l] += sums[l + width];
-        }
-    }
-    return sums[0] / static_cast<float>(dim);
+    vfloat sums{};
+    for_vectors(dim, [&](int64_t d, int n) {
+        const vfloat x = load_lanes(g + d, n);
+        sums += x * x;
+    });
+    return sum(sums) / static_cast<float>(dim);
 }
 
-template <typename T>
-void update(const Params& p, int64_t row, const float* __restrict g) {
+template <typename T, Rule kRule>
+[[gnu::always_inline]] inline void update(const Params& p, int64_t row, const float* __restrict g) {
     T* __restrict x = static_cast<T*>(p.table) + row * p.table_stride;
-    if (p.rule == Rule::kSum) {
-        for (int64_t d = 0; d < p.dim; ++d) {
-            from_float(g[d], x + d);
-        }
-    } else if (p.rule == Rule::kAdagrad) {
-        p.state[row] += mean_square(g, p.dim);
-        const float rate = p.lr / (std::sqrt(p.state[row]) + p.eps);
-        for (int64_t d = 0; d < p.dim; ++d) {
-            from_float(to_float(x[d]) - rate * g[d], x + d);
-        }
+    if constexpr (kRule == Rule::kSum) {
+        for_vectors(p.dim, [&](int64_t d, int n) { store_lanes(x + d, load_lanes(g + d, n), n); });
+    } else if constexpr (kRule == Rule::kAdagrad) {
+        const float state = p.state[row] + mean_square(g, p.dim);
+        p.state[row] = state;
+        const float rate = p.lr / (std::sqrt(state) + p.eps);
+        for_vectors(p.dim, [&](int64_t d, int n) {
+            store_lanes(x + d, load_lanes(x + d, n) - rate * load_lanes(g + d, n), n);
+        });
     } else {
         float* __restrict moment = p.moment + row * p.moment_stride;
-        p.state[row] = p.beta2 * p.state[row] + (1.0f - p.beta2) * mean_square(g, p.dim);
-        const float denominator = std::sqrt(p.state[row]) / p.sqrt_correction2 + p.eps;
+        const float state = p.beta2 * p.state[row] + (1.0f - p.beta2) * mean_square(g, p.dim);
+        p.state[row] = state;
+        const float denominator = std::sqrt(state) / p.sqrt_correction2 + p.eps;
         const float rate = p.lr / p.correction1 / denominator;
         const float keep = 1.0f - p.lr * p.weight_decay;
-        for (int64_t d = 0; d < p.dim; ++d) {
-            moment[d] = p.beta1 * moment[d] + (1.0f - p.beta1) * g[d];
-            from_float(keep * to_float(x[d]) - rate * moment[d], x + d);
-        }
+        for_vectors(p.dim, [&](int64_t d, int n) {
+            const vfloat m =
+                p.beta1 * load_lanes(moment + d, n) + (1.0f - p.beta1) * load_lanes(g + d, n);
+            store_lanes(moment + d, m, n);
+            store_lanes(x + d, keep * load_lanes(x + d, n) - rate * m, n);
+        });
     }
 }
 
+template <typename T, Rule kRule>
 [[gnu::always_inline]] inline void prefetch_row(const Params& p, int64_t row) {
-    const int64_t size = element_size(p.dtype);
-    prefetch(static_cast<const char*>(p.table) + row * p.table_stride * size, p.dim * size);
-    if (p.rule != Rule::kSum) {
+    prefetch(static_cast<const T*>(p.table) + row * p.table_stride, p.dim * sizeof(T));
+    if (kRule != Rule::kSum) {
         __builtin_prefetch(p.state + row);
     }
-    if (p.rule == Rule::kAdamW) {
+    if (kRule == Rule::kAdamW) {
         prefetch(p.moment + row * p.moment_stride, 4 * p.dim);
     }
 }
@@ -163,26 +181,73 @@ void sum_pieces(const Params& p, const Plan& plan, uint64_t begin, uint64_t end,
         const int64_t middle = piece + (above - piece) / 2;
         (plan.pieces[2 * middle] <= begin ? piece : above) = middle;
     }
-    for (bool first = true; piece < plan.num_pieces && plan.pieces[2 * piece] < end; ++piece) {
-        add(p.partials + piece * p.dim, 1.0f, p.dim, first, sum);
-        first = false;
+    memset(sum, 0, p.dim * sizeof(float));
+    for (; piece < plan.num_pieces && plan.pieces[2 * piece] < end; ++piece) {
+        const float* part = p.partials + piece * p.dim;
+        for_vectors(p.dim, [&](int64_t d, int n) {
+            store_lanes(sum + d, load_lanes(sum + d, n) + load_lanes(part + d, n), n);
+        });
     }
+}
+
+// One use whose gradients are float32 and not divided: that of a single lookup is used as it lies.
+inline bool is_plain(const Params& p) {
+    return p.num_uses == 1 && p.uses->grad_dtype == DType::kFloat32 &&
+           !(p.uses->offsets && p.uses->mean);
+}
+
+template <typename T, Rule kRule, bool kPlain>
+void update_rows(const Params& params, const Sorted& sorted, const Plan& rows, int64_t from,
+                 int64_t to) {
+    // Copies: their fields stay in registers past the stores.
+    const Params p = params;
+    const Sorted s = sorted;
+    const Plan plan = rows;
+    const float* grad = static_cast<const float*>(p.uses->grad);
+    const int64_t grad_stride = p.uses->grad_stride;
+    const uint64_t grad_rows = (uint64_t{1} << s.shift) - 1;
+    float* sum = static_cast<float*>(__builtin_alloca(p.dim * sizeof(float)));
+    for (int64_t r = from; r < to; ++r) {
+        if (r + kAhead < plan.rows) {
+            const int64_t begin = plan.begins[r + kAhead], end = plan.begins[r + kAhead + 1];
+            const uint64_t key = s.keys[begin];
+            prefetch_row<T, kRule>(p, static_cast<int64_t>(key >> s.shift));
+            if (kPlain) {
+                prefetch(grad + static_cast<int64_t>(key & grad_rows) * grad_stride, 4 * p.dim);
+            }
+            for (int64_t at = begin + kPlain; at < end && at < begin + kMostAhead; ++at) {
+                prefetch_gradient(params, sorted, at);
+            }
+        }
+        const int64_t begin = plan.begins[r], end = plan.begins[r + 1];
+        const uint64_t key = s.keys[begin];
+        const float* g = sum;
+        if (kPlain && end - begin == 1) {
+            g = grad + static_cast<int64_t>(key & grad_rows) * grad_stride;
+        } else if (end - begin > kPiece) {
+            sum_pieces(params, rows, begin, end, sum);
+        } else {
+            sum_lookups(params, sorted, begin, end, sum);
+        }
+        update<T, kRule>(p, static_cast<int64_t>(key >> s.shift), g);
+    }
+}
+
+template <typename T, Rule kRule>
+void update_rows(const Params& p, const Sorted& s, const Plan& plan, int64_t from, int64_t to) {
+    is_plain(p) ? update_rows<T, kRule, true>(p, s, plan, from, to)
+                : update_rows<T, kRule, false>(p, s, plan, from, to);
 }
 
 template <typename T>
 void update_rows(const Params& p, const Sorted& s, const Plan& plan, int64_t from, int64_t to) {
-    float* sum = static_cast<float*>(__builtin_alloca(p.dim * sizeof(float)));
-    for (int64_t r = from; r < to; ++r) {
-        if (r + kAhead < plan.rows) {
-            prefetch_row(p, static_cast<int64_t>(s.keys[plan.begins[r + kAhead]] >> s.shift));
-        }
-        const uint64_t begin = plan.begins[r], end = plan.begins[r + 1];
-        if (end - begin > kPiece) {
-            sum_pieces(p, plan, begin, end, sum);
-        } else {
-            sum_lookups(p, s, begin, end, sum);
-        }
-        update<T>(p, static_cast<int64_t>(s.keys[begin] >> s.shift), sum);
+    switch (p.rule) {
+        case Rule::kSum:
+            return update_rows<T, Rule::kSum>(p, s, plan, from, to);
+        case Rule::kAdagrad:
+            return update_rows<T, Rule::kAdagrad>(p, s, plan, from, to);
+        case Rule::kAdamW:
+            return update_rows<T, Rule::kAdamW>(p, s, plan, from, to);
     }
 }
 
