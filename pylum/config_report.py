@@ -12,7 +12,8 @@ from pylum import _C
 def show_config() -> str:
     """A report of the build and of the machine, one fact a line, as text.
 
-    ``pylum info`` prints it; paste it into bug reports.
+    ``pylum info`` prints it; paste it into bug reports. The last lines name the work of ops and
+    models that torch does, and when: by dtype, device and sizes of weights, never by counts.
     """
     info = _C.build_info()
     wish = "" if info["isa"] == info["isa_best"] else f" (by PYLUM_ISA; best {info['isa_best']})"
@@ -25,6 +26,8 @@ def show_config() -> str:
             f"{version // 1000}.{version % 1000 // 10}; {info['cuda_devices']} device(s) here"
         )
     from pylum import __version__
+    from pylum.model import LUM  # noqa: F401  # its modules say what they give to torch
+    from pylum.ops._library import TORCH_PATHS
 
     amx = f"unavailable: {info['amx_missing']}" if info["amx_missing"] else "available"
     facts = {
@@ -39,4 +42,6 @@ def show_config() -> str:
         "cuda": cuda,
     }
     width = max(map(len, facts))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+    lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
+    given = [f"  {module}: {TORCH_PATHS[module]}" for module in sorted(TORCH_PATHS)]
+    return "\n".join([*lines, "computed by torch", *given])

@@ -22,6 +22,9 @@ from pylum.model.config import ModelConfig
 from pylum.model.encoder import ConditionEncoder, ItemEncoder, OutcomeEncoder
 from pylum.model.files import read_folder, write_folder
 from pylum.model.record import TrainingRecord
+from pylum.ops._library import TORCH_PATHS
+
+TORCH_PATHS[__name__] = "projections of hidden states and items to answers"
 
 Model = TypeVar("Model", bound="UserModel")
 

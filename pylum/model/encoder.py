@@ -15,7 +15,10 @@ from pylum.data.events import ANY_ROW, OOV_ROW
 from pylum.data.schema import Schema
 from pylum.model.config import CALENDAR, ModelConfig
 from pylum.model.features import Column, Features, normal
+from pylum.ops._library import TORCH_PATHS
 from pylum.ragged import Ragged
+
+TORCH_PATHS[__name__] = "projections of features to the width of tokens"
 
 # A gap of s seconds is in bucket floor(ln(max(1, s)) / 0.301), as HSTU's time bias has it.
 GAP_BUCKETS = 64

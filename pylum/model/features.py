@@ -9,7 +9,10 @@ from torch import nn
 
 from pylum import ops
 from pylum.data.schema import Field
+from pylum.ops._library import TORCH_PATHS
 from pylum.ragged import Ragged
+
+TORCH_PATHS[__name__] = "weights of numeric features"
 
 Column = torch.Tensor | Ragged
 

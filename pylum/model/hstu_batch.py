@@ -10,8 +10,11 @@ import torch
 from pylum import ops
 from pylum.data.events import Events
 from pylum.model.hstu import HSTU, Clock
+from pylum.ops._library import TORCH_PATHS
 from pylum.ragged import lengths_to_offsets
 from pylum.transfer import moved
+
+TORCH_PATHS[__name__] = "HSTU's tokens, looked up in those of the batch"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from pylum.data.events import OOV_ROW, Events
 from pylum.data.schema import Schema
 from pylum.data.vocabs import Vocabs
 from pylum.model.hstu_config import Task
+from pylum.ops._library import TORCH_PATHS
+
+TORCH_PATHS[__name__] = "heads of HSTU's ranking tasks"
 
 
 class TaskHead(nn.Linear):

@@ -17,6 +17,7 @@ from torch import nn
 from pylum import _C, ops
 from pylum.model.config import LUMConfig
 from pylum.ops import Mask
+from pylum.ops._library import TORCH_PATHS
 from pylum.ragged import lengths_to_offsets
 from pylum.transfer import moved
 
@@ -28,6 +29,11 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Products of bfloat16 pairs; without them torch's matrix products are faster than query_layer's.
 BFLOAT16_PAIRS = _C.build_info()["isa"] == "avx512_bf16"
+TORCH_PATHS[__name__] = (
+    "matrix products of targets over cached histories "
+    + ("" if BFLOAT16_PAIRS else "in bfloat16, ")
+    + "on CUDA, in training and under autocast, by pylum.ops.linear's rule"
+)
 
 
 class Block(nn.Module):

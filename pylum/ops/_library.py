@@ -13,6 +13,10 @@ import torch
 
 LIBRARY = torch.library.Library("pylum", "DEF")
 
+# Work that goes to torch by a rule of the module's, never by counts: module -> what and when.
+# pylum.show_config() lists it.
+TORCH_PATHS: dict[str, str] = {}
+
 
 def threads() -> int:
     """Threads a CPU kernel may use: torch's setting."""

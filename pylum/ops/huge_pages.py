@@ -20,7 +20,8 @@ def huge_pages(tensor: torch.Tensor) -> int:
     Looking up random rows of a table far larger than the caches takes an address translation a row,
     and on pages of 4 KiB those misses cost more than the rows. Call it once on an embedding table
     and the state of its optimiser, best before they are filled: memory that is in use already is
-    copied into large pages, where the kernel can do that. No op calls it on its own.
+    copied into large pages, where the kernel can do that. No op calls it on its arguments; only
+    pools of :func:`pylum.ops.pages_like` are made on such pages.
 
     Args:
         tensor: any dtype, contiguous.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 
 from pylum import _C
-from pylum.ops._library import autocast_dtype, register, threads
+from pylum.ops._library import TORCH_PATHS, autocast_dtype, register, threads
 
 # Beyond, blocking for outer caches matters more than skipping the padding of narrow matrices.
 LARGEST = 1024
+TORCH_PATHS[__name__] = (
+    f"products of other dtypes than float32, with weights beyond {LARGEST:,} by {LARGEST:,}, "
+    "on CUDA and under autocast"
+)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

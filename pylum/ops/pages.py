@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pylum.ops.huge_pages import huge_pages
 from pylum.ragged import lengths_to_offsets
 
 PAGE = 64
@@ -63,6 +64,8 @@ def pages_like(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Uninitialised pools for keys and values shaped like ``k`` and ``v``.
 
+    Large ones on the CPU lie on huge pages of memory where the system has them.
+
     Args:
         k: ``[total, kv_heads, head_dim]``; only its shape, dtype and device are read.
         v: ``[total, kv_heads, value_dim]``.
@@ -71,10 +74,11 @@ def pages_like(
     Returns:
         ``k`` and ``v`` of a :class:`PagedPrefix`.
     """
-    return (
-        k.new_empty((num_pages, k.shape[1], PAGE, k.shape[2])),
-        v.new_empty((num_pages, v.shape[1], PAGE, v.shape[2])),
-    )
+    k_pages = k.new_empty((num_pages, k.shape[1], PAGE, k.shape[2]))
+    v_pages = v.new_empty((num_pages, v.shape[1], PAGE, v.shape[2]))
+    huge_pages(k_pages)
+    huge_pages(v_pages)
+    return k_pages, v_pages
 
 
 def gather_pages(prefix: PagedPrefix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pylum.ops import huge_pages
+from pylum.ops import huge_pages, pages_like
 
 HUGE = 1 << 21
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -41,6 +41,12 @@ def test_large_tensor(dtype):
     assert count % HUGE == 0 and 3 * HUGE <= count <= 4 * HUGE
     assert advised(table)
     assert torch.equal(table, before)
+
+
+@available
+def test_pools_lie_on_large_pages():
+    k, v = torch.empty(0, 8, 64), torch.empty(0, 8, 64)
+    assert all(advised(pool) for pool in pages_like(k, v, 64))
 
 
 @pytest.mark.parametrize("elements", [0, 1, HUGE // 4 - 1])

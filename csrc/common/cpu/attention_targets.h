@@ -107,9 +107,12 @@ class TargetTask {
 
     void history(int64_t chunk) {
         for_blocks(chunk, [&](int64_t at, int n, int count, int low, int high) {
+            const int64_t after = at + kBlockKeys;
+            const bool more = after < last_key && after < chunk + kChunkKeys;
             multiply_units<T>(left + low * left_row, left_row, high - low, blocks.keys(at, count),
                               kBlockKeys, blocks.key_depth(), kBlockKeys,
-                              scores + low * kScoreRow + n, kScoreRow, false, scale);
+                              scores + low * kScoreRow + n, kScoreRow, false, scale,
+                              more ? blocks.keys_at(after) : blocks.values_at(chunk));
         });
         const int64_t keys = last_key - chunk < kChunkKeys ? last_key - chunk : kChunkKeys;
         const auto within = [&](int64_t position) {
@@ -132,14 +135,18 @@ class TargetTask {
             const Unit* values = blocks.values(at, count, &stride);
             const int depth = static_cast<int>(blocks.value_depth(count));
             if (full || finite(values, stride, depth)) {
+                const int64_t after = at + kBlockKeys;
+                const Unit* next = after >= last_key            ? nullptr
+                                   : after < chunk + kChunkKeys ? blocks.values_at(after)
+                                                                : blocks.keys_at(after);
                 multiply_units<T>(weights(low) + n, kWeightRow, high - low, values, stride, depth,
-                                  p.value_dim, part_sums + low * width, width, true, 1.0f);
+                                  p.value_dim, part_sums + low * width, width, true, 1.0f, next);
                 return;
             }
             for (int r = low; r < high; ++r) {
                 seen_values(r, at, count, values, stride);
                 multiply_units<T>(weights(r) + n, kWeightRow, 1, seen, p.value_dim, depth,
-                                  p.value_dim, part_sums + r * width, width, true, 1.0f);
+                                  p.value_dim, part_sums + r * width, width, true, 1.0f, nullptr);
             }
         });
         for (int r = 0; r < rows; ++r) {

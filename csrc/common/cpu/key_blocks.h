@@ -137,6 +137,14 @@ struct KeyBlocks {
     int64_t value_depth(int count) const { return units_of(count); }
     bool whole_vectors() const { return kUnitStep == 1 || value_dim % kLanes == 0; }
 
+    // The block of keys, or of values, at `first` where it is read in place, else null.
+    const Unit* keys_at(int64_t first) const {
+        return k.pages ? reinterpret_cast<const Unit*>(k.block(first)) : nullptr;
+    }
+    const Unit* values_at(int64_t first) const {
+        return v.pages ? reinterpret_cast<const Unit*>(v.block(first)) : nullptr;
+    }
+
     // [key_depth][64]; what stands past the first `count` keys is of no meaning.
     const Unit* keys(int64_t first, int count) {
         const T* block = k.block(first);

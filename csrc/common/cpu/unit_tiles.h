@@ -83,7 +83,7 @@ inline void add_strip(const bfloat16* a, int64_t a_row, const uint32_t* b, int64
 template <>
 inline void multiply_units<bfloat16>(const bfloat16* a, int64_t a_row, int rows, const uint32_t* b,
                                      int64_t b_step, int64_t depth, int64_t columns, float* c,
-                                     int64_t c_row, bool add, float factor) {
+                                     int64_t c_row, bool add, float factor, const uint32_t*) {
     alignas(64) bfloat16 few[kProductRows * 256];
     alignas(64) float sums[kProductRows * kProductColumns];
     for (int r = 0; r < rows; r += kProductRows) {

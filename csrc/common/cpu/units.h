@@ -59,12 +59,12 @@ constexpr int kUnitVectors = kVectorBytes == 64 ? 4 : 2;
 
 // c[r][:] = factor * sum over i of a[r][i] * b[i][:], starting from c where `add`; kVectors vectors
 // of columns, of the last one `n` lanes. a holds kDepth elements of a row for each unit; rows past
-// `last` repeat it.
+// `last` repeat it. Where `next` is given, memory from there on is asked for, as far as b is read.
 template <typename T, int kRows, int kVectors>
 __attribute__((noinline)) void unit_tile(const typename Units<T>::Left* a, int64_t a_row, int last,
                                          const typename Units<T>::Unit* b, int64_t b_step,
                                          int64_t depth, float* c, int64_t c_row, int n, bool add,
-                                         float factor) {
+                                         float factor, const typename Units<T>::Unit* next) {
     const typename Units<T>::Left* row[kRows];
     float* out[kRows];
     vfloat sum[kRows][kVectors];
@@ -82,6 +82,12 @@ __attribute__((noinline)) void unit_tile(const typename Units<T>::Left* a, int64
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
             units[v] = load_units(b + i * b_step + v * kLanes, v + 1 < kVectors ? kLanes : n);
+        }
+        if (next) {
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+                __builtin_prefetch(next + i * b_step + v * kLanes);
+            }
         }
         if constexpr (Units<T>::kDepth == 1) {
 #pragma GCC unroll 4
@@ -126,22 +132,24 @@ __attribute__((noinline)) void unit_tile(const typename Units<T>::Left* a, int64
     }
 }
 
-// The same for any number of rows and columns; rows of c are padded to whole vectors.
+// The same for any number of rows and columns; rows of c are padded to whole vectors. `next` is the
+// right side of the product that follows, or null: its memory arrives while this one is computed.
 template <typename T>
 void multiply_units(const typename Units<T>::Left* a, int64_t a_row, int rows,
                     const typename Units<T>::Unit* b, int64_t b_step, int64_t depth,
-                    int64_t columns, float* c, int64_t c_row, bool add, float factor) {
+                    int64_t columns, float* c, int64_t c_row, bool add, float factor,
+                    const typename Units<T>::Unit* next) {
     int64_t n = 0;
     const auto tiles = [&](auto whole, auto single, int lanes) {
         int r = 0;
         for (; r + 1 < rows; r += kUnitRows) {
             const int last = rows - r < kUnitRows ? rows - r - 1 : kUnitRows - 1;
             whole(a + r * a_row, a_row, last, b + n, b_step, depth, c + r * c_row + n, c_row, lanes,
-                  add, factor);
+                  add, factor, r == 0 && next ? next + n : nullptr);
         }
         if (r < rows) {
             single(a + r * a_row, a_row, 0, b + n, b_step, depth, c + r * c_row + n, c_row, lanes,
-                   add, factor);
+                   add, factor, r == 0 && next ? next + n : nullptr);
         }
     };
     for (; n + kUnitVectors * kLanes <= columns; n += kUnitVectors * kLanes) {
