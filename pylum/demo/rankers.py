@@ -34,7 +34,7 @@ SYNTHETIC: dict[str, dict[str, Any]] = {
     "sim_rank": {"dim": 32, "lr": 3e-3, "epochs": 6},
 }
 ML_100K: dict[str, dict[str, Any]] = {
-    "wide_deep": {"lr": 0.01, "epochs": 4, "dropout": 0.3},
+    "wide_deep": {"lr": 5e-3, "epochs": 6, "dropout": 0.5, "ftrl_l1": 3.0},
     "dlrm": {"lr": 3e-3, "epochs": 6, "weight_decay": 1e-3},
     "din": {"lr": 3e-3, "epochs": 5, "weight_decay": 1e-3},
     "sim_rank": {"lr": 3e-3, "epochs": 5, "weight_decay": 1e-3},

@@ -7,7 +7,9 @@ from torch import nn
 
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
-from pylum.rank.inputs import Embeddings, KnownSizes, Network, Read
+from pylum.rank.embeddings import Embeddings
+from pylum.rank.known import KnownSizes
+from pylum.rank.network import Network, Read
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 

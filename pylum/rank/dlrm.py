@@ -7,7 +7,9 @@ import torch
 from pylum import ops
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
-from pylum.rank.inputs import Embeddings, KnownSizes, Network, Read, mlp
+from pylum.rank.embeddings import Embeddings
+from pylum.rank.known import KnownSizes
+from pylum.rank.network import Network, Read, mlp
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 

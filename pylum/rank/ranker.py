@@ -16,13 +16,15 @@ from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
 from pylum.rank import training
 from pylum.rank.coding import Coder
-from pylum.rank.inputs import KnownSizes, Network
+from pylum.rank.joining import join
+from pylum.rank.known import KnownSizes
+from pylum.rank.network import Network
 from pylum.rank.reading import columns_of, knowledge_of, read_all
 from pylum.rank.rows import Rows
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 from pylum.rank.training import Batches
-from pylum.rank.utilisation import PARTS, Inputs, check_pinned, join
+from pylum.rank.utilisation import PARTS, Inputs, check_pinned
 
 KIND = "pylum ranker"
 VOCABS = "vocabs.arrow"

@@ -12,9 +12,9 @@ import torch
 
 from pylum.knowledge import Knowledge
 from pylum.rank.coding import Coded, Coder, Collected
+from pylum.rank.joining import Joined, in_sample, join
 from pylum.rank.rows import Rows
 from pylum.rank.schema import Schema
-from pylum.rank.utilisation import Joined, in_sample, join
 
 
 def knowledge_of(given: Any) -> Knowledge | None:

@@ -8,7 +8,9 @@ from torch import nn
 from pylum.data.vocab import Vocab
 from pylum.rank.coding import Coded
 from pylum.rank.din import ActivationUnit, need_behaviours
-from pylum.rank.inputs import Embeddings, Head, KnownSizes, Network, Read
+from pylum.rank.embeddings import Embeddings
+from pylum.rank.known import KnownSizes
+from pylum.rank.network import Head, Network, Read
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 

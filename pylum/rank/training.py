@@ -12,12 +12,15 @@ from pylum.knowledge import Knowledge
 from pylum.rank.coding import Coded
 from pylum.rank.din import DIN
 from pylum.rank.dlrm import DLRM
+from pylum.rank.embeddings import Embeddings
 from pylum.rank.ftrl import FTRL
-from pylum.rank.inputs import Embeddings, Known, KnownSizes, Network, Read
+from pylum.rank.joining import Joined
+from pylum.rank.known import Known, KnownSizes
+from pylum.rank.network import Network, Read
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 from pylum.rank.sim import SIM
-from pylum.rank.utilisation import Inputs, Joined
+from pylum.rank.utilisation import Inputs
 from pylum.rank.wide_deep import WideDeep
 
 NETWORKS: dict[str, type[Network]] = {

@@ -19,14 +19,15 @@ from pylum.data.vocab import Vocab
 from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
-from pylum.rank.coding import Coded, Coder
-from pylum.rank.inputs import Known, KnownSizes
+from pylum.rank.coding import Coder
+from pylum.rank.joining import Joined, join
+from pylum.rank.known import Known, KnownSizes
 from pylum.rank.reading import columns_of, knowledge_of, read_all
 from pylum.rank.rows import Rows
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
-from pylum.rank.towers import Towers
-from pylum.rank.utilisation import Inputs, Joined, check_pinned, join
+from pylum.rank.towers import Towers, train
+from pylum.rank.utilisation import Inputs, check_pinned
 
 KIND = "pylum two-tower retriever"
 VOCABS = "vocabs.arrow"
@@ -106,14 +107,17 @@ class TwoTower:
             self.fingerprint = self.knowledge.fingerprint
             self.of_user = Inputs.fit(("direct",), self.knowledge, joined)
             self.of_item = replace(self.of_user, parts=("item",))
-        item = torch.cat(codes)
-        share = torch.bincount(item, minlength=len(ids)).double() / len(item)
-        log_q = share.clamp_min(1e-12).log().float()
-        self.coder, self.history = coder, []
+
+        def known(side: str, index: torch.Tensor) -> Known | None:
+            return self._known(self.of_user if side == "user" else self.of_item, joined, index)
+
+        self.coder = coder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.towers = self._towers(coder)
-            self._train(coded, joined, item, log_q)
+            self.history = train(
+                self.towers, coded, torch.cat(codes), known, settings, self.temperature
+            )
         return self
 
     def _towers(self, coder: Coder) -> Towers:
@@ -122,36 +126,6 @@ class TwoTower:
             for inputs in (self.of_user, self.of_item)
         ]
         return Towers(self.schema, coder.vocabs, self.settings, self.user, self.item, *sizes)
-
-    def _train(
-        self, coded: Coded, joined: Joined | None, codes: torch.Tensor, log_q: torch.Tensor
-    ) -> None:
-        settings, towers = self.settings, self.towers
-        assert towers is not None
-        adam = torch.optim.Adam(
-            towers.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
-        towers.train()
-        for epoch in range(settings.epochs):
-            total = 0.0
-            for index in torch.randperm(len(coded)).split(settings.batch_rows):
-                distinct, place = codes[index].unique(return_inverse=True)
-                # One row of each item of the batch stands for it.
-                first = torch.empty(len(distinct), dtype=torch.int64).scatter_(0, place, index)
-                known = self._known(self.of_user, joined, index)
-                if known is not None and settings.knowledge_dropout:
-                    known = known.dropped(settings.knowledge_dropout)
-                users = towers("user", coded.take(index), known)
-                items = towers("item", coded.take(first), self._known(self.of_item, joined, first))
-                loss = ops.sampled_softmax(
-                    users, items, place, temperature=self.temperature, log_q=log_q[distinct]
-                )
-                loss.backward()
-                adam.step()
-                adam.zero_grad()
-                total += float(loss.detach()) * len(index)
-            self.history.append({"epoch": epoch + 1, "loss": total / len(coded)})
-        towers.eval()
 
     def users(self, rows: Any, *, knowledge: Knowledge | None = None) -> torch.Tensor:
         """``[N, dim]`` unit vectors of the rows' users at their moments; items are not read."""

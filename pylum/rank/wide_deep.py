@@ -9,7 +9,9 @@ from pylum import ops
 from pylum.data.vocab import Vocab
 from pylum.ragged import Ragged, lengths_to_offsets
 from pylum.rank.coding import Coded
-from pylum.rank.inputs import Embeddings, KnownSizes, Network, Read
+from pylum.rank.embeddings import Embeddings
+from pylum.rank.known import KnownSizes
+from pylum.rank.network import Network, Read
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 
