@@ -22,7 +22,8 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 get_property(sources GLOBAL PROPERTY PYLUM_CUDA_SOURCES)
-add_library(pylum_cuda OBJECT ${PYLUM_COMMON_CUDA} ${sources})
+# The driver's part of the runtime, which the emulator replaces.
+add_library(pylum_cuda OBJECT csrc/common/cuda/tensor_map.cu ${PYLUM_COMMON_CUDA} ${sources})
 target_include_directories(pylum_cuda PRIVATE csrc)
 target_compile_options(pylum_cuda PRIVATE -Werror=all-warnings -Xcompiler=-Wall,-Wextra)
 string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")

@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "emulator.h"
+#include "engines.h"
 
 namespace emulator {
 namespace {
@@ -21,6 +21,7 @@ namespace {
 // warp's own. Blocks run one after another, so the epochs of the launch are one line.
 struct Cell {
     uint32_t write_epoch = 0, write_warp_epoch = 0, read_epoch = 0, read_warp_epoch = 0;
+    uint32_t fences = 0;  // of the block when a thread wrote; 0: no thread, or seen by engines
     uint16_t writer = 0, reader = 0;
     bool atomic = false, in_flight = false, read_by_lanes = false, read_by_warps = false;
 };
@@ -49,6 +50,7 @@ Memory* last = nullptr;
 std::vector<Thread> threads;
 uint32_t epoch = 1, launch_epoch = 1, block_epoch = 1;
 uint32_t warp_epoch[32];
+uint32_t fences = 1, thread_fence[1024];  // the block's count, and at each thread's last one
 int thread = -1, warp = 0;
 uintptr_t stacks_begin, stacks_end, host_stack_begin, host_stack_end;
 std::vector<std::pair<uintptr_t, uintptr_t>> constants;
@@ -145,7 +147,7 @@ void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code,
         Cell& c = m.cells[i];
         const auto* address = reinterpret_cast<const void*>(at);
         if (c.in_flight && c.write_epoch >= block_epoch) {
-            report("access to a cp.async in flight:", address, size, &m, code, place);
+            report("access to a copy in flight:", address, size, &m, code, place);
         }
         const bool both_atomic = kind == Access::kAtomic && c.atomic;
         if (!both_atomic && !ordered(c.write_epoch, c.write_warp_epoch, c.writer)) {
@@ -182,6 +184,7 @@ void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code,
         c.write_warp_epoch = warp_epoch[warp];
         c.writer = static_cast<uint16_t>(thread);
         c.atomic = kind == Access::kAtomic;
+        c.fences = fences;
     }
 }
 
@@ -298,6 +301,61 @@ void copy_async_wait(int groups_left) {
     }
 }
 
+uint32_t shared_offset(const void* at, const Place& place) {
+    const Outside outside;
+    const auto address = reinterpret_cast<uintptr_t>(at);
+    if (address < shared.begin || address >= shared.end) {
+        report("a tile outside shared memory:", at, 1, nullptr, nullptr, &place);
+    }
+    return static_cast<uint32_t>(address - shared.begin);
+}
+
+void begin_tile_write(void* to, size_t size, const Place& place) {
+    const auto at = reinterpret_cast<uintptr_t>(to);
+    if (at < shared.begin || at + size > shared.end) {
+        report("a tile outside shared memory:", to, size, nullptr, nullptr, &place);
+    }
+    if ((at - shared.begin) % 1024 != 0) {
+        report("misaligned: a tile", to, size, &shared, nullptr, &place);
+    }
+    touch(shared, at, size, Access::kWrite, nullptr, &place);
+    memset(to, 0xff, size);
+    for (size_t i = 0; i < size / kCell; ++i) {
+        Cell& c = shared.cells[(at - shared.begin) / kCell + i];
+        c.in_flight = true;
+        c.fences = 0;
+    }
+}
+
+void end_tile_write(void* to, size_t size) {
+    const size_t first = (reinterpret_cast<uintptr_t>(to) - shared.begin) / kCell;
+    for (size_t i = first; i < first + size / kCell; ++i) {
+        Cell& c = shared.cells[i];
+        c.in_flight = false;
+        c.write_epoch = epoch;
+    }
+}
+
+void tile_read(uint32_t offset, size_t size, const Place& place) {
+    const auto* at = reinterpret_cast<const void*>(shared.begin + offset);
+    if (shared.begin + offset + size > shared.end) {
+        report("a tile outside shared memory:", at, size, nullptr, nullptr, &place);
+    }
+    touch(shared, shared.begin + offset, size, Access::kRead, nullptr, &place);
+    for (size_t i = offset / kCell; i < (offset + size) / kCell; ++i) {
+        const Cell& c = shared.cells[i];
+        if (c.fences != 0 && c.fences >= thread_fence[c.writer]) {
+            report("a tile written by thread " + std::to_string(c.writer) +
+                       " with no fence_proxies() after it:",
+                   at, size, &shared, nullptr, &place);
+        }
+    }
+}
+
+bool tile_in_flight(uint32_t offset) { return shared.cells[offset / kCell].in_flight; }
+
+void fence_proxies() { thread_fence[thread] = ++fences; }
+
 // Overlapping views of one tensor become one piece of memory.
 void add_memory(const void* at, size_t bytes, const std::string& name) {
     Memory m;
@@ -348,9 +406,12 @@ void begin_block(void* memory, size_t bytes) {
     shared.cells.assign(bytes / kCell + 1, Cell{});
     threads.assign(1024, Thread{});
     memset(warp_epoch, 0, sizeof warp_epoch);
+    memset(thread_fence, 0, sizeof thread_fence);
+    begin_engines();
 }
 
 void end_block() {
+    end_engines();
     for (size_t i = 0; i < threads.size(); ++i) {
         if (!threads[i].open.empty() || !threads[i].committed.empty()) {
             for (const auto& group : threads[i].committed) {

@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "emulator.h"
+#include <array>
+
+#include "engines.h"
 #include "third_party/dlpack.h"
 
 namespace py = pybind11;
@@ -19,7 +21,10 @@ namespace pylum {
 
 namespace planted {
 void run(const std::string& name, bool bug, uintptr_t data, int64_t size);
-}
+void tile_product(const std::string& name, bool half, int count, bool transposed, bool registers,
+                  uintptr_t a, uintptr_t b, uintptr_t out, const std::array<int64_t, 5>& of_b,
+                  int head, int first);
+}  // namespace planted
 
 namespace golden {
 void run(const std::string& name, const uint32_t* in, uint32_t* out, int64_t cases);
@@ -61,6 +66,9 @@ PYBIND11_MODULE(_emulated, m) {
     m.def("clear_memory", &emulator::clear_memory);
     m.def("set_backwards", [](bool on) { emulator::backwards = on; });
     m.def("planted", &planted::run);
+    m.def("set_sm90", [](bool on) { emulator::sm90 = on; });
+    m.def("copied_tiles", [] { return emulator::copied_tiles; });
+    m.def("tile_product", &planted::tile_product);
     m.def("golden", [](const std::string& name, uintptr_t in, uintptr_t out, int64_t cases) {
         golden::run(name, reinterpret_cast<const uint32_t*>(in), reinterpret_cast<uint32_t*>(out),
                     cases);

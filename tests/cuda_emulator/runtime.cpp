@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "emulator.h"
+#include "engines.h"
 
 #ifndef __x86_64__
 #include <ucontext.h>
@@ -24,7 +24,7 @@ namespace {
 
 constexpr size_t kStackBytes = 128 << 10;
 
-enum class State { kReady, kWarp, kBarrier, kEnded };
+enum class State { kReady, kWarp, kBarrier, kNamed, kPhase, kGroup, kEnded };
 
 #ifdef __x86_64__
 using Context = void*;
@@ -40,6 +40,9 @@ struct Fiber {
     unsigned mask = 0;
     WarpOperation run = nullptr;
     void* argument = nullptr;
+    int number = 0, threads = 0;    // of the named barrier it waits at
+    const void* barrier = nullptr;  // whose phase it waits for
+    unsigned parity = 0;
 };
 
 struct Scheduler {
@@ -197,6 +200,18 @@ bool release() {
     return true;
 }
 
+// A phase that has ended lets its threads go on.
+bool end_phases() {
+    bool any = false;
+    for (Fiber& f : s.fibers) {
+        if (f.state == State::kPhase && phase_ended(f.barrier, f.parity)) {
+            f.state = State::kReady;
+        }
+        any = any || f.state == State::kReady;
+    }
+    return any;
+}
+
 void run_block() {
     const int count = static_cast<int>(s.fibers.size());
     const int warps = (count + kWarp - 1) / kWarp;
@@ -214,7 +229,7 @@ void run_block() {
                 }
             }
         }
-    } while (release());
+    } while (end_phases() || release());
 }
 
 void leave_device() {
@@ -286,6 +301,75 @@ bool block_or(bool predicate, const Place& place) {
     return s.predicates[slot];
 }
 
+void named_barrier(int number, int threads, const Place& place) {
+    const Outside outside;
+    if (number < 1 || number > 15 || threads < 1 || threads % kWarp != 0 ||
+        threads > static_cast<int>(s.fibers.size())) {
+        fail_at("a named barrier has a number of 1 to 15 and whole warps of the block,", place);
+    }
+    Fiber& own = s.fibers[s.current];
+    own.place = place;
+    own.number = number;
+    own.threads = threads;
+    own.state = State::kNamed;
+    int here = 0;
+    for (const Fiber& f : s.fibers) {
+        if (f.state == State::kNamed && f.number == number) {
+            ++here;
+            if (f.threads != threads) {
+                fail("threads expect another number of threads at a named barrier" + waiting());
+            }
+        }
+    }
+    if (here < threads) {
+        leave();
+        return;
+    }
+    next_block_epoch();
+    for (Fiber& f : s.fibers) {
+        if (f.state == State::kNamed && f.number == number) {
+            f.state = State::kReady;
+        }
+    }
+}
+
+void phase_wait(const void* barrier, unsigned parity, const Place& place) {
+    const Outside outside;
+    if (!phase_ended(barrier, parity)) {
+        Fiber& own = s.fibers[s.current];
+        own.place = place;
+        own.barrier = barrier;
+        own.parity = parity;
+        own.state = State::kPhase;
+        leave();
+    }
+}
+
+void warpgroup_meet(void (*done)(int first_thread), const Place& place) {
+    constexpr int kGroup = 4 * kWarp;
+    const int first = s.current / kGroup * kGroup;
+    Fiber& own = s.fibers[s.current];
+    own.place = place;
+    own.state = State::kGroup;
+    if (first + kGroup > static_cast<int>(s.fibers.size())) {
+        fail_at("a warpgroup has 128 threads,", place);
+    }
+    for (int i = first; i < first + kGroup; ++i) {
+        const Fiber& f = s.fibers[i];
+        if (f.state != State::kGroup) {
+            leave();
+            return;
+        }
+        if (f.place.line() != place.line()) {
+            fail("threads of a warpgroup meet in different operations" + waiting());
+        }
+    }
+    done(first);
+    for (int i = first; i < first + kGroup; ++i) {
+        s.fibers[i].state = State::kReady;
+    }
+}
+
 void warp_operation(unsigned mask, WarpOperation run, void* argument, const Place& place) {
     const Outside outside;
     const int first = s.current / kWarp * kWarp;
@@ -338,9 +422,9 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), voi
     }
     reserve_stacks(threads);
     // The exact size, so that what lies past it is not shared memory.
-    std::unique_ptr<unsigned char[]> shared(new unsigned char[shared_bytes + 128]);
-    auto* at = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(shared.get()) + 127) /
-                                                128 * 128);
+    std::unique_ptr<unsigned char[]> shared(new unsigned char[shared_bytes + 1024]);
+    auto* at = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(shared.get()) + 1023) /
+                                                1024 * 1024);
     shared_memory = at;
     s.body = body;
     s.context = context;

@@ -6,9 +6,9 @@ import torch
 KERNELS = {
     "missing_barrier": "race: (read after a write|write after a read) by thread",
     "missing_second_barrier": "race: (read after a write|write after a read) by thread",
-    "missing_wait": "access to a cp.async in flight",
+    "missing_wait": "access to a copy in flight",
     "wait_without_barrier": "race: (read after a write|write after a read) by thread",
-    "wait_for_the_wrong_group": "access to a cp.async in flight",
+    "wait_for_the_wrong_group": "access to a copy in flight",
     "divergent_barrier": "threads of a block wait at different places; threads .* wait at",
     "off_by_one": "out of bounds: read of 4 bytes",
     "past_shared_memory": "out of bounds: read of 4 bytes",

@@ -1,6 +1,6 @@
 // One block walks the batch and sums targets and tiles before each sequence: bound by latency, a
 // few microseconds for thousands of sequences.
-#include "common/cuda/attention.h"
+#include "common/cuda/attention_sm90.h"
 #include "common/cuda/launch.h"
 #include "common/cuda/numeric.h"
 #include "common/cuda/shared.h"
@@ -66,7 +66,7 @@ __device__ Sequence describe(const DeviceBatch& d, int64_t b, bool& good) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    prepare_kernel(const DeviceBatch d, int rows, int32_t* errors) {
+    prepare_kernel(const DeviceBatch d, int history_tile, int target_tile, int32_t* errors) {
     PYLUM_SHARED(Sums, sums);
     if (threadIdx.x == 0) {
         sums.broken = 0;
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kThreads)
         }
         const int64_t history_rows = s.history - s.cached;
         const Counts own{good ? s.targets : 0, good ? s.history + s.targets : 0,
-                         good ? (history_rows + rows - 1) / rows : 0,
-                         good ? (s.targets + rows - 1) / rows : 0};
+                         good ? (history_rows + history_tile - 1) / history_tile : 0,
+                         good ? (s.targets + target_tile - 1) / target_tile : 0};
         __syncthreads();  // the sums of the previous turn have been read
         const Counts up_to = plus(total, scan(own, sums));
         if (!good) {
@@ -134,15 +134,25 @@ int backward_tile_rows(DType dtype, int64_t dim) {
     return dim > (dtype == DType::kFloat32 ? 64 : 128) ? 32 : 64;
 }
 
-void launch_prepare_batch(const AttentionParams& p, int rows, cudaStream_t stream) {
+static void prepare(const AttentionParams& p, int history_tile, int target_tile,
+                    cudaStream_t stream) {
     launch("attention: prepare_batch", prepare_kernel, dim3(1), kThreads, sizeof(Sums), stream,
-           p.batch, rows, p.errors);
+           p.batch, history_tile, target_tile, p.errors);
+    launch_prepare_bias(p, stream);
+}
+
+void launch_prepare_batch(const AttentionParams& p, int rows, cudaStream_t stream) {
+    prepare(p, rows, rows, stream);
 }
 
 void launch_attention_forward(const AttentionParams& p, cudaStream_t stream) {
     const int64_t dim = p.in.head_dim > p.in.value_dim ? p.in.head_dim : p.in.value_dim;
-    launch_prepare_batch(p, forward_tile_rows(p.in.dtype, dim), stream);
-    launch_prepare_bias(p, stream);
+    const int rows = forward_tile_rows(p.in.dtype, dim);
+    const bool sm90 = runs_on_sm90(p);
+    prepare(p, sm90 ? kSm90TileRows : rows, rows, stream);
+    if (sm90) {
+        launch_forward_sm90(p, stream);
+    }
     if (p.in.dtype == DType::kFloat32) {
         launch_forward_float32(p, stream);
     } else if (p.in.dtype == DType::kBFloat16) {
@@ -156,7 +166,6 @@ void launch_attention_backward(const AttentionGradients& p, cudaStream_t stream)
     const AttentionInputs& in = p.inputs.in;
     const int64_t dim = in.head_dim > in.value_dim ? in.head_dim : in.value_dim;
     launch_prepare_batch(p.inputs, backward_tile_rows(in.dtype, dim), stream);
-    launch_prepare_bias(p.inputs, stream);
     if (in.bias.given()) {
         launch_bias_range(p, stream);
     }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/cuda/attention_forward_rows.h"
+#include "common/cuda/attention_sm90.h"
 #include "common/cuda/launch.h"
 #include "common/cuda/shared.h"
 
@@ -191,7 +192,9 @@ class ForwardTile {
         }
         add_weighted<T, kDim, Rows::kKeys>(rows.sums, rows.weights, values);
         if (broken) {
-            rows.add_broken(history(true, first), history_stride(true), first, tiles.broken_keys);
+            __syncthreads();  // the values have been multiplied: the warps take their place
+            rows.add_broken(history(true, first), history_stride(true), first, tiles.broken_keys,
+                            reinterpret_cast<float(*)[kDim]>(values)[threadIdx.x / 32]);
         }
     }
 
@@ -247,7 +250,9 @@ void launch_forward_of(const AttentionParams& p, cudaStream_t stream) {
                     static_cast<unsigned>(chunks)),
                Shape::kThreads, sizeof(ForwardTiles<T, kDim>), stream, p, targets);
     };
-    go(false, history_tiles_bound(p.batch, Shape::kRows), 1);
+    if (!runs_on_sm90(p)) {
+        go(false, history_tiles_bound(p.batch, Shape::kRows), 1);
+    }
     go(true, target_tiles_bound(p.batch, Shape::kRows), p.chunks);
 }
 

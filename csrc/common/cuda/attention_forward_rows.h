@@ -89,14 +89,22 @@ class ForwardRows {
     }
 
     // Values of the block that are not finite, read from memory and added to the rows that see
-    // them; a bit of `broken_keys` for each such key.
+    // them; a bit of `broken_keys` for each such key. `line`: shared memory of the warp's own.
     __device__ __forceinline__ void add_broken(const T* values, int64_t stride, int first,
-                                               const unsigned* broken_keys) {
+                                               const unsigned* broken_keys, float (&line)[kDim]) {
 #pragma unroll 1
         for (int key = 0; key < kBlockKeys; ++key) {
             if (!(broken_keys[key / 32] >> key % 32 & 1u)) {
                 continue;
             }
+            __syncwarp();  // the line before has been read
+#pragma unroll 1
+            for (int column = static_cast<int>(threadIdx.x) % 32; column < kDim; column += 32) {
+                const float x =
+                    element(values, stride * key, column, static_cast<int>(p.in.value_dim));
+                line[column] = finite(x) ? 0.0f : x;
+            }
+            __syncwarp();
             float mine[2] = {0.0f, 0.0f};
 #pragma unroll
             for (int n = 0; n < kKeys; ++n) {
@@ -109,16 +117,13 @@ class ForwardRows {
             const int lane = g() * 4 + key % 8 / 2;
             mine[0] = __shfl_sync(~0u, mine[0], lane);
             mine[1] = __shfl_sync(~0u, mine[1], lane);
+            const bool seen[2] = {sees_key(0, first + key), sees_key(1, first + key)};
 #pragma unroll
             for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int column = 8 * n + 2 * t() + e;
-                    const float x =
-                        element(values, stride * key, column, static_cast<int>(p.in.value_dim));
-                    const bool odd = !finite(x);
-                    sums[n][e] += odd && sees_key(0, first + key) ? mine[0] * x : 0.0f;
-                    sums[n][2 + e] += odd && sees_key(1, first + key) ? mine[1] * x : 0.0f;
+                for (int i = 0; i < 4; ++i) {
+                    const float x = line[8 * n + 2 * t() + i % 2];
+                    sums[n][i] += seen[i / 2] ? mine[i / 2] * x : 0.0f;
                 }
             }
         }
