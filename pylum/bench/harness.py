@@ -88,6 +88,7 @@ def machine() -> dict[str, Any]:
     return {
         "commit": commit.stdout.strip(),
         "cpu": model,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

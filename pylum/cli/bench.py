@@ -49,3 +49,31 @@ def cpu(
             save(json, measured)
     finally:
         torch.set_num_threads(before)
+
+
+@app.command()
+def cuda(
+    only: Annotated[str, typer.Option(help="Ops whose name contains this.")] = "",
+    seconds: Annotated[float, typer.Option(help="Of each contestant.")] = 0.5,
+    cold: Annotated[bool, typer.Option(help="Overwrite the L2 cache before every call.")] = False,
+    device: Annotated[str, typer.Option(help="cpu: only whether the calls run.")] = "cuda",
+    tiny: Annotated[bool, typer.Option(help="Sizes for a look at whether all runs.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+) -> None:
+    """CUDA kernels beside torch's backends, with the share of the measured ceiling.
+
+    Contestants are called in turn and timed by events; * marks a goal that was missed. The share is
+    that of a bfloat16 (or the row's dtype) matrix product, or of a copy on the device.
+
+    Example: [bold]pylum bench cuda --only "packed causal" --json results.json[/bold]
+    """
+    import torch
+
+    from pylum.bench.cuda import table
+    from pylum.bench.harness import save
+
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device must be cpu where CUDA is not available, got {device}")
+    measured = table(only, seconds, device=device, tiny=tiny, cold=cold)
+    if json is not None:
+        save(json, measured)

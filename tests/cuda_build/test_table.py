@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.cuda_build.resources import Kernel, plain_name, read_code, read_usage
-from tests.cuda_build.table import PATH, Row, failures, read, recorded, written
+from tests.cuda_build.table import PATH, WHY, failures, read, recorded, why, written
 
 USAGE = """
 Fatbin elf code:
@@ -71,8 +71,8 @@ def test_plain_name(name, plain):
 GOOD = Kernel("sm_80", "a/cuda/run.cu", "run<float>", 40, 0, 0, 0, True, "HMMA")
 
 
-def rows_of(*kernels, why=""):
-    return {kernel.key: Row(kernel, why) for kernel in kernels}
+def rows_of(*kernels):
+    return {kernel.key: kernel for kernel in kernels}
 
 
 @pytest.mark.parametrize(
@@ -106,20 +106,18 @@ def test_sm90_kernels_use_wgmma():
     assert not failures(rows_of(kernel), [kernel])
 
 
-def test_recording_keeps_reasons_and_other_architectures():
-    spilling = replace(GOOD, local=8, stack=8)
+def test_recording_keeps_other_architectures():
     hopper = replace(GOOD, arch="sm_90a")
-    old = rows_of(spilling, why="fewer warps would wait longer") | rows_of(hopper)
-    new = recorded(old, [replace(spilling, local=4)])
+    new = recorded(rows_of(GOOD, hopper, replace(GOOD, name="gone")), [replace(GOOD, local=4)])
     toolkit, rows = read(written("13.0", new))
     assert toolkit == "13.0"
-    assert rows[spilling.key].why == "fewer warps would wait longer"
-    assert rows[spilling.key].kernel.local == 4 and hopper.key in rows
-    clean = recorded(old, [GOOD])
-    assert {row.why for row in clean} == {""}
+    assert rows == rows_of(hopper, replace(GOOD, local=4))
 
 
-def test_every_local_memory_of_the_table_has_a_reason():
+def test_local_memory_has_a_reason():
+    """Every reason is of a kernel of the table, and every kernel that needs one has one."""
     _, rows = read(PATH.read_text())
     assert rows
-    assert all(row.why for row in rows.values() if row.kernel.local or row.kernel.stack)
+    users = [kernel for kernel in rows.values() if kernel.local or kernel.stack]
+    assert all(map(why, users))
+    assert {why(kernel) for kernel in users} == set(WHY.values())
