@@ -8,6 +8,8 @@ import torch
 
 from pylum import _C
 
+AMX_AVAILABLE = "available (its kernels were tested on emulated tiles, not yet on a CPU)"
+
 
 def show_config() -> str:
     """A report of the build and of the machine, one fact a line, as text.
@@ -29,7 +31,7 @@ def show_config() -> str:
     from pylum.model import LUM  # noqa: F401  # its modules say what they give to torch
     from pylum.ops._library import TORCH_PATHS
 
-    amx = f"unavailable: {info['amx_missing']}" if info["amx_missing"] else "available"
+    amx = f"unavailable: {info['amx_missing']}" if info["amx_missing"] else AMX_AVAILABLE
     facts = {
         "pylum": __version__,
         "python": platform.python_version(),

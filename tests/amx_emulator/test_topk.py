@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pylum
+from tests.amx_emulator.emulated import Emulated, emulating
 from tests.ops import test_topk as op
 
 pytestmark = pytest.mark.usefixtures("amx")
@@ -36,3 +37,12 @@ def test_nan_and_infinity_stay_with_their_item_and_query(dim):
         assert rows[query].tolist() == [64, *finite, 65, -1]
     assert rows[17].tolist() == [65, *finite, 64, -1]
     assert scores[0, 1:-2].eq(dim).all()
+
+
+def test_scores_have_the_bits_of_emulated_tiles(emulated_module):
+    queries, items = torch.randn(40, 100).bfloat16(), torch.randn(500, 100).bfloat16()
+    queries[3] *= 2.0**-120
+    items[:50] *= 2.0**-10
+    actual = pylum.ops.topk(queries, items, 500)
+    with emulating(Emulated(emulated_module, pylum._C)):
+        op.assert_same(actual, pylum.ops.topk(queries, items, 500))
