@@ -5,6 +5,7 @@
 // of up to 16 kVecs rows is kept transposed, [dim][16 kVecs].
 #pragma once
 
+#include "common/cpu/coarse.h"
 #include "common/cpu/vector.h"
 #include "common/sequence.h"
 
@@ -172,6 +173,15 @@ struct Spans {
 
 inline vfloat logistic(vfloat x) { return 1.0f / (1.0f + exp2(x * -1.44269504f)); }
 
+// The same for weights: on AVX512-BF16 products take them as bfloat16.
+#ifdef __AVX512BF16__
+inline vfloat weight_exp2(vfloat x) { return coarse_exp2(x); }
+inline vfloat weight_logistic(vfloat x) { return coarse_logistic(x); }
+#else
+inline vfloat weight_exp2(vfloat x) { return exp2(x); }
+inline vfloat weight_logistic(vfloat x) { return logistic(x); }
+#endif
+
 // The running sums of a strip: sums[d][lane] = sum of weight * value, and for softmax the largest
 // score and the sum of weights below it, in powers of two.
 struct Running {
@@ -197,29 +207,37 @@ __attribute__((noinline)) void softmax_block(float* scores, int count, int64_t f
     for (int v = 0; v < kVecs; ++v) {
         float* column = scores + v * kLanes;
         const vfloat old_peak = load(run.peak + v * kLanes);
-        vfloat peak = old_peak;
-        for (int i = 0; i < count; ++i) {
-            vfloat s = load(column + i * kLead);
-            if (!full) {
-                s = spans.sees(v, first + i) ? s : broadcast(-kInfinity);
-                store(column + i * kLead, s);
-            }
-            peak = s > peak ? s : peak;
+        for (int i = 0; !full && i < count; ++i) {
+            const vfloat s = load(column + i * kLead);
+            store(column + i * kLead, spans.sees(v, first + i) ? s : broadcast(-kInfinity));
         }
+        // Four chains: one alone would wait for each comparison.
+        vfloat peaks[4] = {old_peak, old_peak, old_peak, old_peak};
+        int last = 0;
+        for (; last + 4 <= count; last += 4) {
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                peaks[j] = max(load(column + (last + j) * kLead), peaks[j]);
+            }
+        }
+        for (; last < count; ++last) {
+            peaks[0] = max(load(column + last * kLead), peaks[0]);
+        }
+        const vfloat peak = max(max(peaks[0], peaks[1]), max(peaks[2], peaks[3]));
         const vfloat base = peak == -kInfinity ? broadcast(0.0f) : peak;
         const vfloat move = exp2(old_peak - base);
         vfloat even = load(run.weight + v * kLanes) * move, odd = broadcast(0.0f);
         int i = 0;
         for (; i + 1 < count; i += 2) {
-            const vfloat a = exp2(load(column + i * kLead) - base);
-            const vfloat b = exp2(load(column + (i + 1) * kLead) - base);
+            const vfloat a = weight_exp2(load(column + i * kLead) - base);
+            const vfloat b = weight_exp2(load(column + (i + 1) * kLead) - base);
             store(column + i * kLead, a);
             store(column + (i + 1) * kLead, b);
             even += a;
             odd += b;
         }
         if (i < count) {
-            const vfloat a = exp2(load(column + i * kLead) - base);
+            const vfloat a = weight_exp2(load(column + i * kLead) - base);
             store(column + i * kLead, a);
             even += a;
         }
@@ -237,7 +255,7 @@ __attribute__((noinline)) void silu_block(float* scores, int count, int64_t firs
         for (int v = 0; v < kVecs; ++v) {
             float* at = scores + i * kLead + v * kLanes;
             const vfloat s = load(at);
-            const vfloat weight = s * logistic(s);
+            const vfloat weight = s * weight_logistic(s);
             store(at, full ? weight : spans.sees(v, first + i) ? weight : broadcast(0.0f));
         }
     }

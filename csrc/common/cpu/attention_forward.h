@@ -126,10 +126,10 @@ class ForwardTask {
             values = v.pages ? page_value_tiles(v.block(first), size, p.value_dim, v_tiles)
                              : value_tiles(v.block(first), v.stride, size, p.value_dim, v_tiles);
         } else if constexpr (kPairs) {
-            if (k.pages || p.head_dim % 2 == 1) {
+            if (k.pages) {
                 keys = {reinterpret_cast<const T*>(blocks.keys(first, size)), 2, 2 * kBlockKeys};
             } else {
-                keys = {k.block(first), k.stride, 2};
+                keys = pair_keys(k.block(first), k.stride, size, p.head_dim, blocks.k_buffer);
             }
             values.data = blocks.values(first, size, &values.stride);
             values.count = size;

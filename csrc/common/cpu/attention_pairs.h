@@ -213,14 +213,18 @@ inline void load_pair_columns(const bfloat16* q, int64_t stride, int count, int6
     pack_keys<kVecs * kLanes>(q, stride, count, dim, reinterpret_cast<uint32_t*>(columns));
 }
 
-// A block of packed keys; an odd dim goes through the buffer.
+// A block of packed keys, copied: rows far apart would contend for the same lines of the cache.
 inline PairKeys pair_keys(const bfloat16* rows, int64_t stride, int count, int64_t dim,
                           uint32_t* buffer) {
-    if (dim % 2 == 0) {
-        return {rows, stride, 2};
+    bfloat16* out = reinterpret_cast<bfloat16*>(buffer);
+    const int64_t even = dim + dim % 2;
+    for (int i = 0; i < count; ++i) {
+        memcpy(out + i * even, rows + i * stride, sizeof(bfloat16) * dim);
+        if (dim % 2 == 1) {
+            out[i * even + dim].bits = 0;
+        }
     }
-    pack_keys<kBlockKeys>(rows, stride, count, dim, buffer);
-    return {reinterpret_cast<const bfloat16*>(buffer), 2, 2 * kBlockKeys};
+    return {out, even, 2};
 }
 #endif
 
