@@ -6,25 +6,36 @@
 namespace pylum::sampled_softmax {
 namespace {
 
+// Queries of one task: 16 register tiles.
+constexpr int64_t kPairRows = 96;
+// Panels of candidates whose exponentials share a shift for each query; a task keeps the logits of
+// so many.
+constexpr int64_t kGroupPanels = 8;
+
 // Where each part begins, in floats. The size is O((items + queries) * dim) plus one strip of
 // queries' exponentials; the results do not depend on how long the strip is.
 struct PairLayout {
     int64_t panels = 0;     // ceil(candidates / 64)
+    int64_t groups = 0;     // of panels
     int64_t width = 0;      // dim rounded up to 16
     int64_t depth = 0;      // pairs of a row, ceil(dim / 2)
     int64_t depth_row = 0;  // that rounded up to 16
-    int64_t strip = 0;      // queries of one strip, a multiple of kBlockRows
-    int64_t workers = 0;    // that take queries at the same time
+    int64_t strip = 0;      // queries of one strip, a multiple of kPairRows
+    int64_t workers = 0;    // at the same time
     int64_t packed = 0;     // [panels, depth_row, 64] pairs of depth: candidates transposed
     int64_t rows = 0;       // [panels * 32, width] pairs of candidates
     int64_t log_q = 0;      // [panels * 64], in powers of two
     int64_t ids = 0;        // [2, panels * 64] int32: low and high halves of the candidates' ids
-    int64_t queries = 0;    // [strip, depth_row] pairs of depth
-    int64_t logits = 0;     // [workers, panels, kTaskRows, 64], in powers of two
-    int64_t by_query = 0;   // [panels, strip, 32] pairs of candidates: exponentials
-    int64_t by_item = 0;    // [panels, strip / 2, 64] pairs of queries: the same
-    int64_t weighted = 0;   // [strip / 2, width] pairs of queries * their gradient factor
-    int64_t d_query = 0;    // [strip, width]: d_queries before its factor
+    int64_t queries = 0;    // [workers, kPairRows, depth_row] pairs of depth
+    int64_t logits = 0;     // [workers, kGroupPanels, kPairRows, 64], in powers of two
+    int64_t by_query = 0;   // [workers, kGroupPanels, kPairRows, 32] pairs of candidates:
+                            //   exponentials below the group's shift
+    int64_t d_query = 0;    // [workers, kPairRows, width]: d_queries before their factor
+    int64_t by_item = 0;    // [panels, strip / 2, 64] pairs of queries: as by_query
+    int64_t shifts = 0;     // [groups, strip]
+    int64_t last = 0;       // [strip] shifts of the last group
+    int64_t factors = 0;    // [strip] of the exponentials below the last shift in a gradient
+    int64_t weighted = 0;   // [workers, strip / 2, width] pairs of queries times their factor
     int64_t at_target = 0;  // [num_queries]: what a query adds to its target's gradient, of itself
     int64_t table = 0;      // [num_items, width]: d_items
     int64_t d_rows = 0;     // [panels * 64, width]: gradients of shared negatives
@@ -44,22 +55,25 @@ struct PairLayout {
         depth = (p.dim + 1) / 2;
         depth_row = up(depth, 16);
         panels = up(p.candidates(), 64) / 64;
-        const int64_t fitting = (int64_t{1} << 21) / (panels * 64 + 1) / kBlockRows * kBlockRows;
-        const int64_t busy = up(p.threads * kTaskRows, kBlockRows);
+        groups = (panels + kGroupPanels - 1) / kGroupPanels;
+        const int64_t fitting = (int64_t{1} << 22) / (panels * 64 + 1) / kPairRows * kPairRows;
+        const int64_t busy = p.threads * kPairRows;
         strip = fitting > busy ? fitting : busy;
-        strip = strip < p.num_queries ? strip : up(p.num_queries, kBlockRows);
-        const int64_t tasks = strip / kTaskRows;
-        workers = p.threads < tasks ? p.threads : tasks;
+        strip = strip < p.num_queries ? strip : up(p.num_queries, kPairRows);
+        workers = p.threads;
         packed = take(panels * depth_row * 64);
         rows = take(p.d_queries ? panels * 32 * width : 0);
         log_q = take(panels * 64);
         ids = take(panels * 64 * 2);
-        queries = take(strip * depth_row);
-        logits = take(workers * panels * kTaskRows * 64);
-        by_query = take(p.d_queries ? panels * strip * 32 : 0);
+        queries = take(workers * kPairRows * depth_row);
+        logits = take(workers * kGroupPanels * kPairRows * 64);
+        by_query = take(p.d_queries ? workers * kGroupPanels * kPairRows * 32 : 0);
+        d_query = take(p.d_queries ? workers * kPairRows * width : 0);
         by_item = take(p.d_items ? panels * strip * 32 : 0);
-        weighted = take(p.d_items ? strip / 2 * width : 0);
-        d_query = take(p.d_queries ? strip * width : 0);
+        shifts = take(p.d_items ? groups * strip : 0);
+        last = take(strip);
+        factors = take(strip);
+        weighted = take(p.d_items ? workers * strip / 2 * width : 0);
         at_target = take(p.num_queries);
         table = take(p.d_items ? p.num_items * width : 0);
         d_rows = take(p.d_items && p.negatives ? panels * 64 * width : 0);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "sampled_softmax/cpu/rows.h"
+#include "sampled_softmax/pairs.h"
 #ifdef PYLUM_TILES
 #include "common/cpu/unit_tiles.h"
 #endif
@@ -15,7 +16,7 @@ using PairRegisters = TileRegisters;
 constexpr int64_t kQueryRows = kProductRows;
 // Pairs of queries that a product takes at once.
 constexpr int64_t kPairStep = kProductPairs;
-static_assert(kTaskRows % kQueryRows == 0 && kBlockRows % (2 * kPairStep) == 0);
+static_assert(kPairRows % kQueryRows == 0 && kBlockRows % (2 * kPairStep) == 0);
 
 struct LogitTile {
     alignas(64) float products[kQueryRows * kPanel];
