@@ -73,13 +73,32 @@ struct Worker {
     int64_t depth() const { return (p.dim + 1) / 2; }
 #endif
 
-    // scores[r][j] = query r times item j of the panel.
+    // Bit j of a row of scores from x on: it reaches the threshold.
+    template <int kVectors>
+    static uint64_t reaching(const vfloat (&x)[kVectors], float threshold) {
+        uint64_t bits = 0;
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) {
+            bits |= uint64_t{lanes_at_least(x[v], broadcast(threshold))} << v * kLanes;
+        }
+        return bits;
+    }
+
+    // bits[r]: items of the panel whose product with query q + r, at x, reaches its threshold; the
+    // products of rows that have some are stored.
     template <int kRows>
-    void products(const float* x, float* scores) const {
+    void products(int64_t q, const float* x, int64_t rows, float (&scores)[kRows][kPanel],
+                  uint64_t (&bits)[kRows]) const {
 #ifdef PYLUM_TILES
         multiply_strip<4>(reinterpret_cast<const bfloat16*>(x), 2 * at.width,
-                          reinterpret_cast<const uint32_t*>(panel), kPanel, depth(), scores);
+                          reinterpret_cast<const uint32_t*>(panel), kPanel, depth(), scores[0]);
+        for (int r = 0; r < rows; ++r) {
+            vfloat row[kPanel / kLanes];
+            memcpy(row, scores[r], sizeof(row));
+            bits[r] = reaching(row, selections[q + r].threshold);
+        }
 #else
+        (void)rows;
         for (int64_t j = 0; j < kPanel; j += kTileColumns) {
             Tile<kRows, kTileVectors> tile;
             tile.clear();
@@ -89,7 +108,17 @@ struct Worker {
 #else
             tile.multiply(x, at.width, 1, panel + j, kPanel, p.dim);
 #endif
-            tile.copy_to(scores + j, kPanel);
+#pragma GCC unroll 6
+            for (int r = 0; r < kRows; ++r) {
+                const uint64_t found = reaching(tile.at[r], selections[q + r].threshold);
+                if (found) {
+                    bits[r] |= found << j;
+#pragma GCC unroll 4
+                    for (int v = 0; v < kTileVectors; ++v) {
+                        store(scores[r] + j + v * kLanes, tile.at[r][v]);
+                    }
+                }
+            }
         }
 #endif
     }
@@ -98,18 +127,12 @@ struct Worker {
     template <int kRows, typename Row>
     void score(int64_t q, const float* x, int64_t rows, int64_t count, const Row& row) const {
         alignas(64) float scores[kRows][kPanel];
-        products<kRows>(x, scores[0]);
+        uint64_t bits[kRows] = {};
+        products<kRows>(q, x, rows, scores, bits);
         const uint64_t there = ~uint64_t{0} >> (kPanel - count);
         for (int r = 0; r < rows; ++r) {
-            const vfloat threshold = broadcast(selections[q + r].threshold);
-            uint64_t bits = 0;
-#pragma GCC unroll 16
-            for (int64_t j = 0; j < kPanel; j += kLanes) {
-                bits |= uint64_t{lanes_at_least(load(scores[r] + j), threshold)} << j;
-            }
-            bits &= there;
-            if (bits) {
-                take(q + r, scores[r], bits, row);
+            if (bits[r] & there) {
+                take(q + r, scores[r], bits[r] & there, row);
             }
         }
     }
