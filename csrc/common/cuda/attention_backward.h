@@ -30,13 +30,22 @@ struct BackwardShape {
 template <typename T, int kDim, bool kBiasGradient>
 struct BackwardTiles {
     using Shape = BackwardShape<T, kDim>;
+    using Scores = PairGradients<Shape::kRows, Shape::kMeets>;
+    // Gradients of the scores stand where the values stood, if there is room.
+    static constexpr bool kApart = kBiasGradient &&
+                                   sizeof(Scores) > sizeof(T) * Shape::kMeets* kDim;
+
     T rows[2][Shape::kRows * kDim];    // q and dout, or k and v
     T meets[2][Shape::kMeets * kDim];  // the other two
     // Of the queries, on whichever side they stand.
     RowSpan spans[64];
     float level[64], delta[64];
     int64_t times[64];
-    PairGradients<kBiasGradient ? Shape::kRows : 1, Shape::kMeets> dscores;
+    float apart[kApart ? sizeof(Scores) / sizeof(float) : 1];
+
+    __device__ __forceinline__ Scores& dscores() {
+        return *reinterpret_cast<Scores*>(kApart ? apart : reinterpret_cast<float*>(meets[1]));
+    }
 };
 
 template <typename T, int kDim, bool kSilu, bool kBias, Gradient kGradient>
@@ -80,9 +89,10 @@ class BackwardTile {
             add_weighted<T, kDim, kPairs>(sums, scores, tiles.meets[0]);
             if constexpr (kBias) {
                 if (in.bias.given()) {
-                    tiles.dscores.take(scores, warp_row());
+                    __syncthreads();  // the values have been multiplied
+                    tiles.dscores().take(scores, warp_row());
                     __syncthreads();
-                    tiles.dscores.add(p, s, tiles.spans, tiles.times, tile.rows, first, count);
+                    tiles.dscores().add(p, s, tiles.spans, tiles.times, tile.rows, first, count);
                 }
             }
             __syncthreads();
@@ -295,7 +305,7 @@ class BackwardTile {
 };
 
 template <typename T, int kDim, bool kSilu, bool kBias, Gradient kGradient>
-__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
+__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, kBias ? 1 : 0)
     backward_kernel(const __grid_constant__ AttentionGradients p, bool targets) {
     using Shape = BackwardShape<T, kDim>;
     using Tile = BackwardTile<T, kDim, kSilu, kBias, kGradient>;
@@ -336,6 +346,9 @@ void launch_backward_of(const AttentionGradients& p, cudaStream_t stream) {
     const AttentionInputs& in = p.inputs.in;
     const auto go = [&](auto gradient, int64_t tiles, int64_t heads, bool targets) {
         constexpr Gradient kGradient = decltype(gradient)::value;
+        static_assert(
+            sizeof(BackwardTiles < T, kDim, kBias && kGradient == Gradient::kQueries >) <= 99 << 10,
+            "more shared memory than a block of sm_86 has");
         launch("attention: backward", backward_kernel<T, kDim, kSilu, kBias, kGradient>,
                dim3(blocks_for(tiles, 1), static_cast<unsigned>(heads)), Shape::kThreads,
                sizeof(BackwardTiles < T, kDim, kBias && kGradient == Gradient::kQueries >), stream,

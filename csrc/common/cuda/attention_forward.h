@@ -206,7 +206,7 @@ class ForwardTile {
 
 // History rows at once; targets one chunk of keys after the other, each to a part in memory.
 template <typename T, int kDim, bool kSilu, bool kBias>
-__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, 1)
+__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, kBias ? 1 : 0)
     forward_kernel(const __grid_constant__ AttentionParams p, bool targets) {
     using Shape = ForwardShape<T, kDim>;
     using Tiles = ForwardTiles<T, kDim>;
@@ -244,6 +244,8 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, 1)
 template <typename T, int kDim, bool kSilu, bool kBias>
 void launch_forward_of(const AttentionParams& p, cudaStream_t stream) {
     using Shape = ForwardShape<T, kDim>;
+    static_assert(sizeof(ForwardTiles<T, kDim>) <= 99 << 10,
+                  "more shared memory than a block of sm_86 has");
     const auto go = [&](bool targets, int64_t tiles, int64_t chunks) {
         launch("attention: forward", forward_kernel<T, kDim, kSilu, kBias>,
                dim3(blocks_for(tiles, 1), static_cast<unsigned>(p.in.heads),
