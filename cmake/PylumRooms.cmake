@@ -1,5 +1,6 @@
 # The ops and their kernels; also read by tests/cuda_emulator.
-set(PYLUM_COMMON_CUDA device.cu attention_batch.cu attention_bias.cu attention_backward_float32.cu
+set(PYLUM_COMMON_CUDA device.cu sort.cu attention_batch.cu attention_bias.cu
+                      attention_backward_float32.cu
                       attention_backward_bfloat16.cu attention_backward_float16.cu
                       attention_forward_float32.cu attention_forward_sm90.cu
                       attention_forward_bfloat16.cu attention_forward_float16.cu)
@@ -14,7 +15,8 @@ pylum_add_op(dot_interaction CPU base.cpp CUDA forward.cu backward.cu)
 pylum_add_op(embedding_bag CPU base.cpp CUDA forward.cu)
 pylum_add_op(embedding_sequence CPU base.cpp CUDA forward.cu)
 pylum_add_op(row_wise CPU base.cpp CUDA forward.cu)
-pylum_add_op(sampled_softmax CPU shared.cpp per_query.cpp BF16 pairs.cpp AMX pairs.cpp)
+pylum_add_op(sampled_softmax CPU shared.cpp per_query.cpp BF16 pairs.cpp AMX pairs.cpp
+             CUDA forward.cu queries.cu scatter.cu pass_float32.cu pass_bfloat16.cu pass_float16.cu)
 pylum_add_op(linear CPU base.cpp)
 pylum_add_op(residual_norm CPU base.cpp CUDA forward.cu backward.cu)
 pylum_add_op(rotary CPU base.cpp CUDA run.cu)

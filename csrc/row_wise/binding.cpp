@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "common/cuda/sort.h"
 #include "row_wise/row_wise.h"
 
 namespace pylum::row_wise {
@@ -79,7 +80,7 @@ static void expect_rows(const Tensor& t, const char* name, const std::string& wa
 
 // Words and rows of partials.
 static std::pair<int64_t, int64_t> workspace(const Tensor& table, int64_t lookups) {
-    return table.cuda ? std::pair(cuda_words_needed(lookups), cuda_pieces_bound(lookups))
+    return table.cuda ? std::pair(cuda::sort_words(lookups), cuda_pieces_bound(lookups))
                       : std::pair(words_needed(lookups), pieces_bound(lookups));
 }
 
@@ -96,7 +97,7 @@ static void run(Params& p, const std::vector<Use>& uses, const Tensor& table, co
     for (const Use& use : uses) {
         lookups += use.lookups;
     }
-    if (table.cuda && (p.num_uses > kMostCudaUses || lookups > kMostCudaLookups)) {
+    if (table.cuda && (p.num_uses > kMostCudaUses || lookups > cuda::kMostSortKeys)) {
         throw py::value_error("uses must be at most " + std::to_string(kMostCudaUses) +
                               " with fewer than 2^32 lookups on cuda, got " +
                               std::to_string(p.num_uses) + " with " + std::to_string(lookups));

@@ -60,16 +60,9 @@ constexpr int64_t words_needed(int64_t lookups) {
 }
 
 // The same on CUDA, where a bad index is left out of the update of its row.
-constexpr int64_t kSortTile = 2048;    // keys of a block of the sort
 constexpr int64_t kMostCudaUses = 32;  // they go with a kernel's arguments
-constexpr int64_t kMostCudaLookups = (int64_t{1} << 32) - 1;
-constexpr int64_t sort_tiles(int64_t lookups) { return (lookups + kSortTile - 1) / kSortTile; }
 // Two slots for the pieces that begin in each kPiece lookups, one in what is left.
 constexpr int64_t cuda_pieces_bound(int64_t lookups) { return 2 * (lookups / kPiece) + 1; }
-// Two buffers of sort keys; uint32 counts of the 256 digits in each tile and in all.
-constexpr int64_t cuda_words_needed(int64_t lookups) {
-    return 2 * lookups + 128 * (sort_tiles(lookups) + 1);
-}
 
 PYLUM_CPU_KERNEL(void forward(const Params&))
 void launch_forward(const Params& p, CUstream_st* stream);

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "sampled_softmax/cuda/space.h"
 #include "sampled_softmax/pairs.h"
 #include "sampled_softmax/sampled_softmax.h"
 
@@ -18,8 +19,8 @@ static void check_rows(const Tensor& rows, const char* name, int64_t num_items) 
 }
 
 static void check_vector(const Tensor& t, const char* name, DType dtype, const char* of,
-                         int64_t size) {
-    expect_cpu(t, name);
+                         int64_t size, const Tensor& first, const char* first_name) {
+    expect_like(t, name, first, first_name);
     expect_dtype(t, name, dtype);
     expect(t.is_shape({size}) && t.contiguous(), name,
            std::string("[") + of + " = " + std::to_string(size) + "] " + dtype_name(dtype) +
@@ -30,9 +31,10 @@ static void check_vector(const Tensor& t, const char* name, DType dtype, const c
 static Params params_of(const Tensor& queries, const Tensor& items, const Tensor& targets,
                         const std::optional<Tensor>& negatives,
                         const std::optional<Tensor>& item_ids, const std::optional<Tensor>& log_q,
-                        double temperature, const std::optional<Tensor>& scales, int threads) {
-    expect_cpu(queries, "queries");
-    expect_cpu(items, "items");
+                        double temperature, const std::optional<Tensor>& scales,
+                        const Execution& on) {
+    expect_device(queries, "queries");
+    expect_like(items, "items", queries, "queries");
     expect_floating(queries, "queries");
     expect(queries.dims == 2 && queries.last_contiguous(), "queries",
            "[queries, dim], last dimension contiguous", queries);
@@ -43,9 +45,13 @@ static Params params_of(const Tensor& queries, const Tensor& items, const Tensor
            "[items, dim = " + std::to_string(queries.size(1)) + "], last dimension contiguous",
            items);
     const int64_t num_queries = queries.size(0), num_items = items.size(0);
-    check_vector(targets, "targets", DType::kInt64, "queries", num_queries);
+    if (queries.cuda) {
+        expect(queries.size(1) <= kMostCudaDim, "queries",
+               "[queries, dim at most " + std::to_string(kMostCudaDim) + "] on cuda", queries);
+    }
+    check_vector(targets, "targets", DType::kInt64, "queries", num_queries, queries, "queries");
     if (negatives) {
-        expect_cpu(*negatives, "negatives");
+        expect_like(*negatives, "negatives", queries, "queries");
         expect_dtype(*negatives, "negatives", DType::kInt64);
         expect(
             (negatives->dims == 1 || (negatives->dims == 2 && negatives->size(0) == num_queries)) &&
@@ -56,13 +62,14 @@ static Params params_of(const Tensor& queries, const Tensor& items, const Tensor
             *negatives);
     }
     if (item_ids) {
-        check_vector(*item_ids, "item_ids", DType::kInt64, "items", num_items);
+        check_vector(*item_ids, "item_ids", DType::kInt64, "items", num_items, queries, "queries");
     }
     if (log_q) {
-        check_vector(*log_q, "log_q", DType::kFloat32, "items", num_items);
+        check_vector(*log_q, "log_q", DType::kFloat32, "items", num_items, queries, "queries");
     }
     if (scales) {
-        check_vector(*scales, "scales", DType::kFloat32, "queries", num_queries);
+        check_vector(*scales, "scales", DType::kFloat32, "queries", num_queries, queries,
+                     "queries");
     }
     // An empty tensor has no memory, yet no negatives differ from all items.
     static const int64_t none = 0;
@@ -90,7 +97,8 @@ static Params params_of(const Tensor& queries, const Tensor& items, const Tensor
             .d_queries = nullptr,
             .d_items = nullptr,
             .workspace = nullptr,
-            .threads = threads};
+            .threads = on.threads,
+            .errors = on.errors};
 }
 
 // Floats of workspace that forward_py needs.
@@ -99,14 +107,16 @@ static int64_t workspace_py(const Tensor& queries, const Tensor& items, const Te
                             const std::optional<Tensor>& item_ids,
                             const std::optional<Tensor>& log_q, double temperature,
                             const std::optional<Tensor>& scales, bool d_queries, bool d_items,
-                            int threads) {
-    Params p = params_of(queries, items, targets, negatives, item_ids, log_q, temperature, scales,
-                         threads);
+                            const Execution& on) {
+    Params p =
+        params_of(queries, items, targets, negatives, item_ids, log_q, temperature, scales, on);
     static char wanted;
     p.d_queries = d_queries ? &wanted : nullptr;
     p.d_items = d_items ? &wanted : nullptr;
-    return isa() >= Isa::kAvx512Bf16 && PairLayout::suits(p) ? PairLayout(p).total
-                                                             : Layout(p).total;
+    if (queries.cuda) {
+        return Space(p, nullptr).floats;
+    }
+    return host_workspace(p);
 }
 
 static void forward_py(const Tensor& queries, const Tensor& items, const Tensor& targets,
@@ -114,12 +124,15 @@ static void forward_py(const Tensor& queries, const Tensor& items, const Tensor&
                        const std::optional<Tensor>& item_ids, const std::optional<Tensor>& log_q,
                        double temperature, const std::optional<Tensor>& scales,
                        const Tensor& losses, const std::optional<Tensor>& d_queries,
-                       const std::optional<Tensor>& d_items, const Tensor& workspace, int threads) {
-    Params p = params_of(queries, items, targets, negatives, item_ids, log_q, temperature, scales,
-                         threads);
-    check_rows(targets, "targets", p.num_items);
-    if (negatives) {
-        check_rows(*negatives, "negatives", p.num_items);
+                       const std::optional<Tensor>& d_items, const Tensor& workspace,
+                       const Execution& on) {
+    Params p =
+        params_of(queries, items, targets, negatives, item_ids, log_q, temperature, scales, on);
+    if (!queries.cuda) {
+        check_rows(targets, "targets", p.num_items);
+        if (negatives) {
+            check_rows(*negatives, "negatives", p.num_items);
+        }
     }
     p.losses = losses.as<float>();
     p.d_queries = d_queries ? d_queries->data : nullptr;
@@ -127,51 +140,87 @@ static void forward_py(const Tensor& queries, const Tensor& items, const Tensor&
     p.workspace = workspace.as<float>();
     py::gil_scoped_release release;
     if (p.per_query) {
-        PYLUM_CPU_CALL(forward_per_query, p);
+        PYLUM_CALL(queries, on, forward_per_query, p);
     } else {
+#ifdef PYLUM_CUDA
+        if (queries.cuda) {
+            const cuda::DeviceGuard guard(queries.device);
+            launch_forward_shared(p, on.stream);
+            return;
+        }
+#endif
         PYLUM_CPU_CALL_AMX(p.dtype, forward_shared, p);
     }
 }
 
-// scales[n] = d loss / d losses[n] of the reduction.
-static void scales_py(const std::optional<Tensor>& weights, bool mean, const Tensor& scales) {
-    const int64_t count = scales.size(0);
-    float* to = scales.as<float>();
-    const float* from = nullptr;
-    double total = static_cast<double>(count);
-    if (weights) {
-        check_vector(*weights, "weights", DType::kFloat32, "queries", count);
-        from = weights->as<float>();
+static void scale_on_host(const Scales& s) {
+    double total = static_cast<double>(s.count);
+    if (s.weights) {
         total = 0;
-        for (int64_t n = 0; n < count; ++n) {
-            if (!(from[n] >= 0) || std::isinf(from[n])) {
+        for (int64_t n = 0; n < s.count; ++n) {
+            if (!(s.weights[n] >= 0) || std::isinf(s.weights[n])) {
                 throw py::value_error("weights must be finite and at least 0, got " +
-                                      std::to_string(from[n]));
+                                      std::to_string(s.weights[n]));
             }
-            total += from[n];
+            total += s.weights[n];
         }
     }
-    const double factor = !mean ? 1 : total > 0 ? 1 / total : 0;
-    for (int64_t n = 0; n < count; ++n) {
-        to[n] = static_cast<float>((from ? from[n] : 1) * factor);
+    const double factor = !s.mean ? 1 : total > 0 ? 1 / total : 0;
+    for (int64_t n = 0; n < s.count; ++n) {
+        s.scales[n] = static_cast<float>((s.weights ? s.weights[n] : 1) * factor);
     }
 }
 
-// loss [] = sum of scales[n] * losses[n], in order; or loss [N] = scales[n] * losses[n].
-static void reduce_py(const Tensor& losses, const Tensor& scales, const Tensor& loss) {
-    const float* l = losses.as<float>();
-    const float* s = scales.as<float>();
+static void scales_py(const std::optional<Tensor>& weights, bool mean, const Tensor& scales,
+                      [[maybe_unused]] const Execution& on) {
+    const int64_t count = scales.size(0);
+    if (weights) {
+        check_vector(*weights, "weights", DType::kFloat32, "queries", count, scales, "queries");
+    }
+    const Scales s{.weights = weights ? weights->as<float>() : nullptr,
+                   .scales = scales.as<float>(),
+                   .count = count,
+                   .mean = mean,
+                   .errors = on.errors};
+#ifdef PYLUM_CUDA
+    if (scales.cuda) {
+        const cuda::DeviceGuard guard(scales.device);
+        launch_scales(s, on.stream);
+        return;
+    }
+#endif
+    scale_on_host(s);
+}
+
+static void reduce_on_host(const Reduction& r) {
     double total = 0;
-    for (int64_t n = 0; n < losses.size(0); ++n) {
-        const double scaled = s[n] == 0 ? 0 : static_cast<double>(s[n]) * l[n];
+    for (int64_t n = 0; n < r.count; ++n) {
+        const double scaled = r.scales[n] == 0 ? 0 : static_cast<double>(r.scales[n]) * r.losses[n];
         total += scaled;
-        if (loss.dims == 1) {
-            loss.as<float>()[n] = static_cast<float>(scaled);
+        if (!r.sums) {
+            r.loss[n] = static_cast<float>(scaled);
         }
     }
-    if (loss.dims == 0) {
-        *loss.as<float>() = static_cast<float>(total);
+    if (r.sums) {
+        *r.loss = static_cast<float>(total);
     }
+}
+
+static void reduce_py(const Tensor& losses, const Tensor& scales, const Tensor& loss,
+                      [[maybe_unused]] const Execution& on) {
+    const Reduction r{.losses = losses.as<float>(),
+                      .scales = scales.as<float>(),
+                      .loss = loss.as<float>(),
+                      .count = losses.size(0),
+                      .sums = loss.dims == 0};
+#ifdef PYLUM_CUDA
+    if (losses.cuda) {
+        const cuda::DeviceGuard guard(losses.device);
+        launch_reduce(r, on.stream);
+        return;
+    }
+#endif
+    reduce_on_host(r);
 }
 
 void register_op(py::module_& m) {

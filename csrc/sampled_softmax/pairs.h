@@ -80,5 +80,11 @@ struct PairLayout {
     }
 };
 
+// Floats that a CPU kernel needs.
+inline int64_t host_workspace(const Params& p) {
+    return isa() >= Isa::kAvx512Bf16 && PairLayout::suits(p) ? PairLayout(p).total
+                                                             : Layout(p).total;
+}
+
 }  // namespace
 }  // namespace pylum::sampled_softmax

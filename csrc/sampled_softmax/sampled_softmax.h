@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/cpu_features.h"
+#include "common/execution.h"
 #include "common/tensor.h"
 
 namespace pylum::sampled_softmax {
@@ -16,7 +16,7 @@ namespace pylum::sampled_softmax {
 struct Params {
     const void* queries;  // [num_queries, dim], rows queries_stride apart
     const void* items;    // [num_items, dim], rows items_stride apart
-    DType dtype;          // of queries, items and their gradients; all sums are float32
+    DType dtype;  // of queries, items and their gradients; sums are float32; float16 on CUDA
     int64_t num_queries, num_items, dim;
     int64_t queries_stride, items_stride;
     const int64_t* targets;    // [num_queries] rows of items
@@ -30,8 +30,9 @@ struct Params {
     float* losses;        // [num_queries]
     void* d_queries;      // [num_queries, dim] contiguous, or null
     void* d_items;        // [num_items, dim] contiguous, or null
-    float* workspace;     // [Layout(params).total]
+    float* workspace;     // [Layout(params).total], on CUDA of cuda/space.h
     int threads;
+    int32_t* errors;
 
     int64_t candidates() const { return negatives ? num_negatives : num_items; }
 };
@@ -99,5 +100,32 @@ struct Layout {
 
 PYLUM_CPU_KERNEL_AMX(void forward_shared(const Params&))
 PYLUM_CPU_KERNEL(void forward_per_query(const Params&))
+
+void launch_forward_shared(const Params& p, CUstream_st* stream);
+void launch_forward_per_query(const Params& p, CUstream_st* stream);
+
+// The DeviceError of weights that are negative or not finite.
+constexpr auto kBadWeights = static_cast<DeviceError>(64);
+
+// scales[n] = d loss / d losses[n] of the reduction.
+struct Scales {
+    const float* weights;  // [count], or null: 1
+    float* scales;         // [count]
+    int64_t count;
+    bool mean;
+    int32_t* errors;
+};
+void launch_scales(const Scales& s, CUstream_st* stream);
+
+// loss [] = sum of scales[n] * losses[n], in a fixed order; or loss [count] = scales[n] *
+// losses[n].
+struct Reduction {
+    const float* losses;
+    const float* scales;
+    float* loss;
+    int64_t count;
+    bool sums;
+};
+void launch_reduce(const Reduction& r, CUstream_st* stream);
 
 }  // namespace pylum::sampled_softmax

@@ -48,6 +48,7 @@ _ERRORS = {
     8: "pages past their pool",
     16: "a mask that contradicts the lengths of its batch",
     32: "thresholds of a bias that decrease or are negative",
+    64: "weights that are negative or not finite",
 }
 
 

@@ -20,7 +20,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     float32 on the CPU with a weight of at most 1,024 by 1,024 runs on our kernel, where an element
     is one chain of multiply-adds that does not depend on the number of rows or threads; anything
-    else is torch's. Which one depends on dtype, device and the weight's shape alone.
+    else, and everything on CUDA, is torch's. Which one depends on dtype, device and the weight's
+    shape alone.
 
     Args:
         x: ``[total, depth]``.
@@ -85,6 +86,16 @@ def _backward_cpu(dy, x, weight, want_x, want_weight):
     return dx, dweight
 
 
+def _cuda(x, weight):
+    return torch.nn.functional.linear(x, weight)
+
+
+def _backward_cuda(dy, x, weight, want_x, want_weight):
+    none = x.new_empty((0,))
+    dx = dy @ weight if want_x else none
+    return dx, dy.T @ x if want_weight else none.clone()
+
+
 def _backward_fake(dy, x, weight, want_x, want_weight):
     none = x.new_empty((0,))
     return (
@@ -96,6 +107,7 @@ def _backward_fake(dy, x, weight, want_x, want_weight):
 _op = register(
     "linear(Tensor x, Tensor weight) -> Tensor",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -104,5 +116,6 @@ _backward_op = register(
     "linear_backward(Tensor dy, Tensor x, Tensor weight, bool want_x, bool want_weight) "
     "-> (Tensor, Tensor)",
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
     fake=_backward_fake,
 )

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from pylum import _C
 from pylum.ops._library import register, threads
 from pylum.ops.mask import Mask, flatten
 from pylum.ops.pages import PagedPrefix
-from pylum.ops.residual_norm import EPS
+from pylum.ops.prefix_attention import prefix_attention
+from pylum.ops.residual_norm import EPS, residual_norm
+from pylum.ops.rotary import rotary
+from pylum.ops.swiglu import swiglu
 
 
 class LayerWeights(NamedTuple):
@@ -53,8 +57,12 @@ def query_layer(
     are read as they lie, once. To the bit, a row's result depends on its history, its group and
     the weights, not on the other rows. Sums are float32.
 
+    On CUDA the layer is its single ops in turn with torch's matrix products, which may round a row
+    differently among more or fewer rows, and rounds to the dtype of ``x`` between them.
+
     Args:
-        x: ``[targets, width]`` float32 or bfloat16, contiguous: every row is a target.
+        x: ``[targets, width]`` float32, bfloat16 or, on CUDA, float16, contiguous: every row is a
+            target.
         offsets: ``[batch + 1]`` int64, cumulative numbers of targets.
         positions: ``[targets]`` int64, rows of ``cos`` and ``sin``.
         cos, sin: ``[angles, head_dim / 2]`` float32, contiguous.
@@ -68,7 +76,8 @@ def query_layer(
         ``[targets, width]``, dtype of ``x``.
 
     Raises:
-        ValueError: a shape, device, layout or value is not as above.
+        ValueError: a shape, device, layout or value is not as above. On CUDA the rows of a bad
+            position, page or length become NaN and :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
     if x.dim() != 2:
@@ -116,6 +125,39 @@ def _cpu(x, offsets, positions, cos, sin, *operands):
     return out
 
 
+def _cuda(x, offsets, positions, cos, sin, *operands):
+    w = LayerWeights(*operands[:6])
+    prefix = PagedPrefix(*operands[6:10])
+    num_context, num_targets, group_offsets, visible = operands[10:14]
+    window, min_full, heads, eps = operands[14:]
+    kv_heads, head_dim = prefix.k.shape[1], prefix.k.shape[3]
+    _check(x, w, heads, kv_heads, head_dim)
+    mask = Mask(num_context, num_targets, group_offsets, visible, window or None, min_full or None)
+    with torch.autocast(x.device.type, enabled=False):
+        total, h = residual_norm(x, None, w.attention_norm, eps=eps)
+        q, k, v = rotary(F.linear(h, w.qkv), positions, cos, sin, heads=heads, kv_heads=kv_heads)
+        attended = prefix_attention(q, k, v, offsets, prefix, mask).flatten(1)
+        total, h = residual_norm(F.linear(attended, w.out), total, w.ffn_norm, eps=eps)
+        return total + F.linear(swiglu(F.linear(h, w.gate_up)), w.down)
+
+
+def _check(x, w, heads, kv_heads, head_dim):
+    width, ffn = x.shape[1], w.down.shape[-1]
+    shapes = (
+        (width,),
+        ((heads + 2 * kv_heads) * head_dim, width),
+        (width, heads * head_dim),
+        (width,),
+        (2 * ffn, width),
+        (width, ffn),
+    )
+    for name, tensor, shape in zip(w._fields, w, shapes, strict=True):
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} must be {x.dtype} like x, got {tensor.dtype}")
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
+
+
 def _fake(x, *_):
     return torch.empty_like(x)
 
@@ -131,6 +173,7 @@ _op = register(
     "Tensor? num_targets, Tensor? group_offsets, Tensor? visible, SymInt window, "
     "SymInt min_full, int heads, float eps) -> Tensor",
     cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
     backward=_no_gradient,
     setup_context=lambda ctx, inputs, output: None,

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pylum import _C
-from pylum.ops._library import autocast_dtype, register, threads
+from pylum.ops._library import autocast_dtype, register, run_on
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -33,7 +33,7 @@ def sampled_softmax(
     other candidate counts as often as it is given. With in-batch negatives the items are those of
     the batch, with a full softmax those of the catalogue; ``negatives`` is None for both.
 
-    The logits are never held whole: memory is O((queries + items) * dim) and a strip of
+    The logits are never held whole: memory is O((queries + items) * dim) and, on a CPU, a strip of
     exponentials, or one float for each of ``[N, R]`` negatives. With a reduction the gradients are
     formed with the loss and ``backward`` only scales them; with "none", ``backward`` computes them.
     Gradients flow to ``queries`` and ``items`` only, once: double backward is an error. Results do
@@ -41,7 +41,8 @@ def sampled_softmax(
     adds nothing to a gradient, even where its loss is NaN.
 
     Args:
-        queries: ``[N, dim]`` float32 or bfloat16, last dimension contiguous.
+        queries: ``[N, dim]`` float32, bfloat16 or, on CUDA, float16, last dimension contiguous;
+            on CUDA dim is at most 256.
         items: ``[M, dim]``, dtype of ``queries``, last dimension contiguous. Under autocast, where
             the dtypes differ, both are taken as float32.
         targets: ``[N]`` int64, rows of ``items``.
@@ -58,7 +59,10 @@ def sampled_softmax(
         over no queries, or over weights that are all 0, is 0.
 
     Raises:
-        ValueError: a shape, device, layout, row, weight or option is not as above.
+        ValueError: a shape, device, layout, row, weight or option is not as above. On CUDA a query
+            with a bad target, weight or row among its own negatives has NaN loss and gradient and
+            adds nothing to that of ``items``, a bad shared negative makes every loss NaN, and
+            :func:`pylum.check` raises.
         TypeError: a dtype or the temperature is not as above.
     """
     if reduction not in _REDUCTIONS:
@@ -95,7 +99,7 @@ def sampled_softmax(
     return loss
 
 
-def _cpu(
+def _run(
     queries,
     items,
     targets,
@@ -112,10 +116,10 @@ def _cpu(
     scales = torch.empty_like(losses)
     inputs = _dense(queries, items, targets, negatives, item_ids, log_q, temperature, scales)
     workspace = _workspace(inputs, queries_grad, items_grad)
-    _C.sampled_softmax_scales(_contiguous(weights), reduction == "mean", scales)
+    _C.sampled_softmax_scales(_contiguous(weights), reduction == "mean", scales, run_on(queries))
     d_queries, d_items = _forward(inputs, losses, workspace, queries_grad, items_grad)
     loss = losses if reduction == "none" else losses.new_empty(())
-    _C.sampled_softmax_reduce(losses, scales, loss)
+    _C.sampled_softmax_reduce(losses, scales, loss, run_on(queries))
     return loss, d_queries, d_items
 
 
@@ -130,7 +134,7 @@ def _dense(queries, items, targets, negatives, item_ids, log_q, temperature, sca
 
 def _workspace(inputs, queries_grad, items_grad):
     # Shapes, dtypes and devices are checked here, before anything is computed.
-    size = _C.sampled_softmax_workspace(*inputs, queries_grad, items_grad, threads())
+    size = _C.sampled_softmax_workspace(*inputs, queries_grad, items_grad, run_on(inputs[0]))
     return inputs[0].new_empty(size, dtype=torch.float32)
 
 
@@ -143,7 +147,7 @@ def _forward(inputs, losses, workspace, queries_grad, items_grad):
         d_queries if queries_grad else None,
         d_items if items_grad else None,
         workspace,
-        threads(),
+        run_on(queries),
     )
     return d_queries, d_items
 
@@ -197,7 +201,7 @@ def _backward(ctx, d_loss, _d_queries, _d_items):
     return (*gradients, *[None] * 9)
 
 
-def _backward_cpu(
+def _run_backward(
     queries, items, targets, negatives, item_ids, log_q, scales, temperature, *wanted
 ):
     scales = scales.float().contiguous()
@@ -218,7 +222,8 @@ _ARGUMENTS = (
 _op = register(
     f"sampled_softmax({_ARGUMENTS} Tensor? weights, float temperature, str reduction, "
     "bool queries_grad, bool items_grad) -> (Tensor, Tensor, Tensor)",
-    cpu=_cpu,
+    cpu=_run,
+    cuda=_run,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
@@ -226,6 +231,7 @@ _op = register(
 _backward_op = register(
     f"sampled_softmax_backward({_ARGUMENTS} Tensor scales, float temperature, bool queries_grad, "
     "bool items_grad) -> (Tensor, Tensor)",
-    cpu=_backward_cpu,
+    cpu=_run_backward,
+    cuda=_run_backward,
     fake=_backward_fake,
 )

@@ -1,5 +1,7 @@
 """linear against its reference, and its gradients against autograd of the reference."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -40,6 +42,28 @@ def test_equals_reference(total, depth, width, dtype):
     for found, exact, rough in zip(*results, strict=True):
         assert found.dtype == dtype
         assert_close(found, exact, rough)
+
+
+@pytest.mark.parametrize(("total", "depth", "width"), SHAPES)
+def test_what_cuda_runs_has_the_shapes_and_gradients_of_the_op(total, depth, width):
+    """torch's product: the same on a CPU, so that no GPU is needed to see it."""
+    module = importlib.import_module("pylum.ops.linear")
+    x, weight = torch.randn(total, depth), torch.randn(width, depth)
+    dy = torch.randn(total, width)
+    exact = [t.double().requires_grad_() for t in (x, weight)]
+    rough = [t.clone().requires_grad_() for t in (x, weight)]
+    out, expected = module._cuda(x, weight), pylum.reference.linear(*exact)
+    plain = torch.nn.functional.linear(*rough)
+    assert_close(out, expected.detach(), plain.detach())
+    expected.backward(dy.double())
+    plain.backward(dy)
+    for wanted in ((True, True), (True, False), (False, True)):
+        found = module._backward_cuda(dy, x, weight, *wanted)
+        fake = module._backward_fake(dy, x, weight, *wanted)
+        for d, like, e, r, want in zip(found, fake, exact, rough, wanted, strict=True):
+            assert d.shape == like.shape and d.dtype == like.dtype
+            if want:
+                assert_close(d, e.grad, r.grad)
 
 
 def test_a_row_does_not_depend_on_the_others():
