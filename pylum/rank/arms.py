@@ -34,6 +34,16 @@ ALL, BOTH_ALL = "base, all rows", "+ both, all rows"
 # The ranker of the arm with everything, asked when nothing is known.
 MISSING = "+ both, all missing"
 BASE, ITEM, DIRECT, BOTH, SHUFFLED = "base", "+ e_i", "+ direct", "+ both", "+ both, shuffled"
+MEANING = {
+    ITEM: "the user model's vector of the item",
+    "+ direct": "that, and its answers to every condition",
+    "+ matching": "the vector, and how similar the item is to each answer",
+    BOTH: "all three",
+    SHUFFLED: "another user's answers, a control: must not beat + e_i",
+    MISSING: "trained on all three, asked when nothing is known",
+    ALL: "no knowledge, but also trained on the user model's own rows",
+    BOTH_ALL: "the same rows, knowledge left out for the user model's own",
+}
 # The differences that say something, beside each arm over the base.
 QUESTIONS = ((BOTH, ITEM), (BOTH, DIRECT), (SHUFFLED, ITEM), (BOTH, ALL), (BOTH_ALL, ALL))
 
@@ -205,7 +215,7 @@ def table(title: str, found: Comparison) -> str:
     rest = {pair: row for pair, row in found.gains.items() if not pair[1].endswith(f" {BASE}")}
     out = [
         f"{title}: {found.rows:,} rows of {found.users:,} users, {found.rate:.1%} positive, "
-        f"{found.seeds} seeds",
+        f"{found.seeds} {'seed' if found.seeds == 1 else 'seeds'}",
         *_aligned(lines),
     ]
     if rest:
@@ -215,7 +225,8 @@ def table(title: str, found: Comparison) -> str:
             asked.append([f"{name} over {base.removeprefix(ranker + ' ')}", _signed(row["AUC"])])
         out += ["", *_aligned(asked)]
     out.append("Brackets: 95 % intervals, paired bootstrap over users and seeds.")
-    return "\n".join(out)
+    shown = [[n, text] for n, text in MEANING.items() if any(c.endswith(f" {n}") for c in over)]
+    return "\n".join([*out, *(_aligned(shown) if shown else [])])
 
 
 def rankers_of(found: Comparison) -> list[str]:

@@ -93,7 +93,10 @@ def train(
                     known = known.dropped(settings.knowledge_dropout)
                 main = _both(network, read, known, rows.labels)
                 searched = [_loss(logits, rows.labels) for logits in read.auxiliary]
-                loss = torch.stack([main, *searched]).sum()
+                # Each answer weighs as the only one of a ranker without knowledge does, and so
+                # beside weight decay and L1 as well.
+                answers = 1 if known is None else 2
+                loss = torch.stack([answers * main, *searched]).sum()
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(
                         f"the loss is {float(loss.detach())} in epoch {epoch + 1}: "

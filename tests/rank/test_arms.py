@@ -53,7 +53,8 @@ def test_every_contestant_is_scored_on_the_same_rows(arms, tmp_path):
     gain = found.gains["dlrm + both", "dlrm base"]["AUC"]
     assert gain.value == pytest.approx(auc["dlrm + both"] - auc["dlrm base"])
     text = table(arms.title, found)
-    assert "dlrm + both, shuffled over + e_i" in text
+    assert "dlrm + both, shuffled over + e_i" in text and ", 1 seed\n" in text
+    assert "a control: must not beat + e_i" in text and "+ direct" not in text
     assert f"{auc['dlrm + both']:.4f}" in text
     assert json.loads(found.to_json())["values"]["dlrm base"]["AUC"]["value"] == auc["dlrm base"]
     assert plot(tmp_path / "arms.png", arms.title, found)

@@ -155,6 +155,22 @@ def test_all_missing_is_not_below_the_base():
     assert np.mean(difference) + 2 * spread > -0.002
 
 
+@pytest.mark.parametrize("name", ["wide_deep", "dlrm"])
+def test_weight_decay_and_l1_weigh_as_without_knowledge(name, known, rows):
+    """Rows of which nothing is known train the first answer as a ranker without knowledge does."""
+    more = {"weight_decay": 0.3, "ftrl_l1": 2.0, "epochs": 1, "knowledge_dropout": 0.0}
+    base = fit(name, None, rows, **more)
+    some = np.zeros(len(rows), bool)
+    some[np.flatnonzero(known.rows(rows["user"], rows["time"].to_numpy()) >= 0)[:3]] = True
+    other = Ranker(name, worlds.SCHEMA, known, **{**SMALL, "lr": 5e-3, **more})
+    # Three rows are known, whose second answer has not begun to move what both read.
+    other.fit(rows, known=some)
+    strangers = changed(rows, "user", ["stranger"] * len(rows))
+    strangers = changed(strangers, "item", ["none"] * len(rows))
+    plain = base.predict(changed(rows, "item", ["none"] * len(rows)))
+    np.testing.assert_allclose(other.predict(strangers), plain, atol=2e-3)
+
+
 def test_knowledge_of_nobody_is_refused(rows):
     late = replace(worlds.knowledge(), times=worlds.knowledge().times + 10_000)
     with pytest.raises(ValueError, match="must know a user and item of some row"):

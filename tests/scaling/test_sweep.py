@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import log_loss
 from typer.testing import CliRunner
 
 from pylum import LUMConfig, generate
@@ -34,6 +35,11 @@ def test_cross_entropy_by_hand():
         logits = (answer @ vectors.T / lum.temperature)[0].double()
         wanted = torch.logsumexp(logits, 0) - logits[names.index(last["item"])]
         assert anys[place] == pytest.approx(float(wanted), abs=1e-3)
+        chances = torch.softmax(logits, 0).numpy()
+        item = [names.index(last["item"])]
+        assert anys[place] == pytest.approx(
+            log_loss(item, [chances / chances.sum()], labels=np.arange(len(names))), abs=1e-3
+        )
 
 
 def events_of(histories):
