@@ -41,3 +41,24 @@ def cuda(request):
     with emulating(Emulated(request.getfixturevalue("emulated_module"), pylum._C)) as running:
         yield running
     assert running.calls, "no test of this module ran a CUDA kernel"
+
+
+@pytest.fixture
+def both_orders(cuda):
+    """Calls twice, with blocks and warps in ascending and in descending order: the same bits."""
+
+    def check(call):
+        results = []
+        for backwards in (False, True):
+            if hasattr(cuda, "module"):
+                cuda.module.set_backwards(backwards)
+            try:
+                results.append(call())
+            finally:
+                if hasattr(cuda, "module"):
+                    cuda.module.set_backwards(False)
+        first, again = results
+        assert len(first) and len(first) == len(again)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+    return check

@@ -7,6 +7,7 @@ kernels may touch exactly the tensors of the call.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -23,7 +24,11 @@ import pylum.ops
 from pylum.ops._library import RunOn
 
 ROOT = Path(__file__).parent.parent.parent
-BUILD = ROOT / "build" / "emulator"
+# With ASan and UBSan instead of the emulator's own checks: for a run of the tests under them,
+#   LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0
+#   PYLUM_EMULATOR_SANITIZE=1 python -m pytest tests/cuda_emulator
+SANITIZE = os.environ.get("PYLUM_EMULATOR_SANITIZE", "0") == "1"
+BUILD = ROOT / "build" / ("emulator-sanitized" if SANITIZE else "emulator")
 # A module, the name of one of its attributes, and a value of it.
 Attribute = tuple[Any, str, Any]
 # DLPack's type codes and bits.
@@ -44,7 +49,7 @@ def build() -> Any:
     configure = [
         cmake, "-S", str(Path(__file__).parent), "-B", str(BUILD), "-G", "Ninja",
         f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPYLUM_SANITIZE={SANITIZE:d}",
     ]  # fmt: skip
     for command in (configure, [cmake, "--build", str(BUILD)]):
         done = subprocess.run(command, capture_output=True, text=True)

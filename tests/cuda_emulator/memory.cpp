@@ -443,6 +443,7 @@ void set_stacks(const void* begin, const void* end) {
 
 }  // namespace emulator
 
+#ifndef __SANITIZE_ADDRESS__
 using emulator::Access;
 
 #define HOOK(name, size, kind)                                                          \
@@ -501,3 +502,4 @@ void __ubsan_handle_type_mismatch_v1(SourcePlace* place, uintptr_t) {
     sanitizer_report(place, "misaligned: access");
 }
 }
+#endif

@@ -12,6 +12,10 @@
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -43,6 +47,7 @@ struct Fiber {
     int number = 0, threads = 0;    // of the named barrier it waits at
     const void* barrier = nullptr;  // whose phase it waits for
     unsigned parity = 0;
+    void* fake_stack = nullptr;  // of ASan
 };
 
 struct Scheduler {
@@ -56,11 +61,16 @@ struct Scheduler {
     size_t stacks_bytes = 0;
     int barriers = 0;  // opened by the block
     bool predicates[2] = {};
+    const void* main_stack = nullptr;  // what ASan knows of it
+    size_t main_stack_bytes = 0;
 };
 
 Scheduler s;
 
 void fiber_main() {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(nullptr, &s.main_stack, &s.main_stack_bytes);
+#endif
     s.body(s.context);
     s.fibers[s.current].state = State::kEnded;
     extern void leave();
@@ -116,14 +126,30 @@ void prepare(Context& context, unsigned char* stack) {
 #endif
 
 // Back to the scheduler, until it chooses this fiber again.
-void leave() { switch_to(s.fibers[s.current].context, s.main); }
+void leave() {
+    Fiber& f = s.fibers[s.current];
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&f.fake_stack, s.main_stack, s.main_stack_bytes);
+    switch_to(f.context, s.main);
+    __sanitizer_finish_switch_fiber(f.fake_stack, nullptr, nullptr);
+#else
+    switch_to(f.context, s.main);
+#endif
+}
 
 void enter(int i) {
     s.current = i;
     threadIdx = s.fibers[i].index;
     begin_thread(i, i / kWarp);
     in_kernel = true;
+#ifdef __SANITIZE_ADDRESS__
+    void* fake_stack = nullptr;
+    __sanitizer_start_switch_fiber(&fake_stack, s.stacks + i * kStackBytes, kStackBytes);
     switch_to(s.main, s.fibers[i].context);
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#else
+    switch_to(s.main, s.fibers[i].context);
+#endif
     in_kernel = false;
     if (!s.failure.empty()) {
         throw std::runtime_error(s.failure);
@@ -438,6 +464,10 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), voi
         blockIdx =
             dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                  static_cast<unsigned>(b / grid.x / grid.y));
+#ifdef __SANITIZE_ADDRESS__
+        // Fibers that never returned have left their frames' poison behind.
+        __asan_unpoison_memory_region(s.stacks, s.stacks_bytes);
+#endif
         memset(at, 0xff, shared_bytes);  // NaN in every floating type
         s.fibers.assign(threads, Fiber{});
         for (size_t t = 0; t < threads; ++t) {

@@ -61,3 +61,15 @@ def test_bad_indices_and_offsets_are_nan_and_noted(cuda):
         found = embedding_bag(tables, [index], [moved])
         assert cuda.take_errors() == 2
         assert found[broken].isnan().all()
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_blocks_in_either_order(both_orders, mode):
+    tables, indices, offsets = op.make([3, 0, 90, 7, 1], [6, 50], [8, 5], [torch.float32])
+    tables = [table.requires_grad_() for table in tables]
+
+    def call():
+        out = embedding_bag(tables, indices, offsets, mode=mode)
+        return [out.detach(), *torch.autograd.grad(out, tables, torch.ones_like(out))]
+
+    both_orders(call)

@@ -52,3 +52,15 @@ def test_a_bad_index_is_nan_and_noted(cuda, dim):
     assert found[[2, 4]].isnan().all()
     assert torch.equal(found[[0, 1, 3, 5]], summed[[0, 1, 3, 5]])
     assert cuda.take_errors() == 4
+
+
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_blocks_in_either_order(both_orders, combine):
+    tables, indices, _ = op.make(70, [7, 3], [8, 8], [torch.float32])
+    tables = [table.requires_grad_() for table in tables]
+
+    def call():
+        out = embedding_sequence(tables, indices, combine=combine)
+        return [out.detach(), *torch.autograd.grad(out, tables, torch.ones_like(out))]
+
+    both_orders(call)

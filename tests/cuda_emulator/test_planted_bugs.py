@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.cuda_emulator.emulated import SANITIZE
+
 KERNELS = {
     "missing_barrier": "race: (read after a write|write after a read) by thread",
     "missing_second_barrier": "race: (read after a write|write after a read) by thread",
@@ -30,6 +32,7 @@ def x(emulated_module):
     emulated_module.set_backwards(False)
 
 
+@pytest.mark.skipif(SANITIZE, reason="a sanitizer ends the process where it finds a bug")
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_planted_bug_is_reported_with_its_place(emulated_module, x, name, backwards):

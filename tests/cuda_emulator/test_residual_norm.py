@@ -31,3 +31,17 @@ def test_what_is_dropped_is_what_the_cpu_drops():
     found, _ = pylum.ops.residual_norm(branch, None, branch[0], dropout=0.4, seed=op.SEED)
     kept = op.kept_elements(40, 33, 0.4, op.SEED)
     assert torch.equal(found != 0, kept)
+
+
+def test_blocks_in_either_order(both_orders):
+    """The gradient of the weight is summed over rows in blocks."""
+    branch, residual = (torch.randn(300, 33).requires_grad_() for _ in range(2))
+    weight = torch.randn(33).requires_grad_()
+    douts = torch.randn(2, 300, 33).unbind()
+
+    def call():
+        outs = pylum.ops.residual_norm(branch, residual, weight)
+        grads = torch.autograd.grad(outs, (branch, residual, weight), douts)
+        return [*(out.detach() for out in outs), *grads]
+
+    both_orders(call)
