@@ -90,7 +90,8 @@ def pretrain(
         valid_time: ask the validation targets with their time, as ``query_time`` does in
             serving; else with an unknown one. HSTU's ranking always reads it.
         seed: of initial weights, order, windows, dropout and negatives.
-        device: ``"auto"``: a GPU where the kernels run on it, else the CPU.
+        device: ``"cuda"`` or ``"cpu"``; ``"auto"`` is the CPU: the CUDA kernels have run in the
+            emulator only.
         precision: ``"float32"``, ``"bfloat16"`` (autocast, float32 weights), or ``"auto"``:
             bfloat16 on a GPU.
         init: a model to continue from; its vocabularies stay, its record is joined.

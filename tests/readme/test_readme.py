@@ -111,9 +111,9 @@ def test_a_ranker_and_what_stands_around_it(names, capsys):
     cache_block, funnel_block = block("In front of a ranker")
     exec(cache_block, space)
     assert space["served"].sources == ["live", "live"]
-    assert list(Path("reads").glob("*.parquet"))
     # A catalogue of fewer items than the budgets of the text is all recalled.
     exec(funnel_block, space)
+    assert list(Path("reads").glob("*.parquet"))
     printed = capsys.readouterr().out
     assert "recall@10" in printed and "prerank" in printed
     slate = space["funnel"].recommend(["u1"], k=10).items[0]
