@@ -103,7 +103,9 @@ __device__ __forceinline__ void add_rows_by_rows(float (&out)[kCount][4], const 
                                                  const T* b) {
     constexpr int kDepth = 2 * kPack<T>;  // elements in 32 bytes
     const int lane = static_cast<int>(threadIdx.x) % 32, matrix = lane / 8, row = lane % 8;
-#pragma unroll
+    // Unrolled as a whole, this holds the addresses of every step, which the registers lack.
+    [[maybe_unused]] constexpr int kSteps = sizeof(T) == 2 ? 2 : 1;
+#pragma unroll kSteps
     for (int d = 0; d < kDim; d += kDepth) {
         uint32_t left[4];
         load_matrices(left, a + tile_place<T, kDim>(first_row + matrix % 2 * 8 + row,
