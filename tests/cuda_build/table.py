@@ -17,14 +17,11 @@ WHY = {
     "not shown to pay, GPU_QUEUE 7",
     r"cuda::\w*forward\w*<(half|bfloat16), 256,": "sums of 256 columns are 128 registers, fewer "
     "columns would read the keys twice; not shown to pay, GPU_QUEUE 7",
-    r"cuda::\w*forward\w*<(half|bfloat16),": "a few words a thread; unmeasured, GPU_QUEUE 7",
     r"cuda::\w*backward\w*<": "two or three sums of a tile at once, smaller tiles would repeat "
     "products; not shown to pay, GPU_QUEUE 7",
     r"cuda::own_keys_kernel<float,": "two words of a target's state, once a target",
     r"sampled_softmax::pass_kernel<float,": "float32 as three tf32 products holds every factor "
-    "twice, and addresses of unrolled depth; not shown to pay, GPU_QUEUE 16",
-    r"sampled_softmax::pass_kernel<(half|bfloat16), 256,": "sums of 256 columns are 128 registers; "
-    "not shown to pay, GPU_QUEUE 16",
+    "twice; not shown to pay, GPU_QUEUE 16",
 }
 
 
