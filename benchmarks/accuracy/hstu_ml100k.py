@@ -40,6 +40,8 @@ MOVES: list[dict[str, Any]] = [
     {"config": {"dropout": 0.1}, "run": {"weight_decay": 0.3}},
     {},
     {"run": {"weight_decay": 1.0}},
+    {"config": {"dropout": 0.35}, "run": {"lr": 3e-3, "epochs": 35, "batch_tokens": 4096}},
+    {"config": {"dropout": 0.35}, "run": {"epochs": 35}},
 ]
 
 
