@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from pylum import _C
-from pylum.ops._library import register, threads
+from pylum.ops._library import TORCH_PATHS, register, threads
 from pylum.ops.mask import Mask, flatten
 from pylum.ops.pages import PagedPrefix
 from pylum.ops.prefix_attention import prefix_attention
 from pylum.ops.residual_norm import EPS, residual_norm
 from pylum.ops.rotary import rotary
 from pylum.ops.swiglu import swiglu
+
+TORCH_PATHS[__name__] = "matrix products on CUDA, where a layer is composed of its ops"
 
 
 class LayerWeights(NamedTuple):
