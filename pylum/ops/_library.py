@@ -98,7 +98,7 @@ def register(
     schema: str,
     *,
     cpu: Callable[..., Any],
-    cuda: Callable[..., Any] | None = None,
+    cuda: Callable[..., Any],
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
@@ -108,7 +108,7 @@ def register(
     Args:
         schema: torch schema without the namespace, e.g. ``"topk(Tensor queries, ...) -> Tensor"``.
         cpu: allocates the outputs and calls ``_C``.
-        cuda: the same for CUDA tensors, often the same function; without it they are an error.
+        cuda: the same for CUDA tensors, often the same function.
         fake: shapes and dtypes of the outputs from those of the inputs.
         backward, setup_context: as for ``torch.library.register_autograd``; without them the op
             has no gradient. Double backward is an error.
@@ -116,7 +116,7 @@ def register(
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, cpu, "CPU")
-    LIBRARY.impl(name, cuda or _not_on_cuda(name), "CUDA")
+    LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"pylum::{name}", fake, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(
@@ -155,12 +155,3 @@ def _once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
         return backward(*args)
 
     return once
-
-
-def _not_on_cuda(name: str) -> Callable[..., Any]:
-    def fail(*_args: Any, **_kwargs: Any) -> Any:
-        raise NotImplementedError(
-            f"pylum.ops.{name} has no CUDA kernel yet: move its tensors to cpu"
-        )
-
-    return fail

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pybind11
 import torch
 
 import pylum.ops
-from tests.cuda_emulator.emulated import _program
+from tests import emulator_build
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "build" / "amx_emulator"
@@ -33,21 +30,7 @@ KERNELS = {
 
 def build() -> Any:
     """The emulated module, configured and compiled where its sources are newer."""
-    cmake = _program("cmake")
-    configure = [
-        cmake, "-S", str(Path(__file__).parent), "-B", str(BUILD), "-G", "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={_program('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-    ]  # fmt: skip
-    for command in (configure, [cmake, "--build", str(BUILD)]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    sys.path.insert(0, str(BUILD))
-    try:
-        return importlib.import_module("_amx_emulated")
-    finally:
-        sys.path.remove(str(BUILD))
+    return emulator_build.build(Path(__file__).parent, BUILD, "_amx_emulated")
 
 
 class Emulated:

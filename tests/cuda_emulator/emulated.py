@@ -9,19 +9,17 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pybind11
 import torch
 
 import pylum.ops
 from pylum.ops._library import RunOn
+from tests import emulator_build
 
 ROOT = Path(__file__).parent.parent.parent
 # With ASan and UBSan instead of the emulator's own checks: for a run of the tests under them,
@@ -45,30 +43,9 @@ DTYPES = {
 
 def build() -> Any:
     """The emulated module, configured and compiled where its sources are newer."""
-    cmake, ninja = _program("cmake"), _program("ninja")
-    configure = [
-        cmake, "-S", str(Path(__file__).parent), "-B", str(BUILD), "-G", "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPYLUM_SANITIZE={SANITIZE:d}",
-    ]  # fmt: skip
-    for command in (configure, [cmake, "--build", str(BUILD)]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    sys.path.insert(0, str(BUILD))
-    try:
-        return importlib.import_module("_emulated")
-    finally:
-        sys.path.remove(str(BUILD))
-
-
-def _program(name: str) -> str:
-    """Beside this Python, whose environment the build's tools are installed in, or on the path."""
-    beside = shutil.which(name, path=str(Path(sys.executable).parent))
-    found = beside or shutil.which(name)
-    if found is None:
-        raise RuntimeError(f"the emulator is built with {name}, which was not found")
-    return found
+    return emulator_build.build(
+        Path(__file__).parent, BUILD, "_emulated", f"-DPYLUM_SANITIZE={SANITIZE:d}"
+    )
 
 
 class Emulated:

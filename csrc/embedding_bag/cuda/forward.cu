@@ -1,5 +1,6 @@
 // One thread per 16 bytes of a bag's output; neighbours read neighbouring parts of the same rows.
 // Every row of every bag is read once, in the bag's order: bound by random rows.
+#include "common/cuda/embedding_table.h"
 #include "common/cuda/launch.h"
 #include "common/cuda/numeric.h"
 #include "embedding_bag/embedding_bag.h"
@@ -106,13 +107,6 @@ __global__ void __launch_bounds__(kThreads)
                                   static_cast<int64_t>(i % packs) * kCount);
         }
     }
-}
-
-// Whether every row of the table, and its place in the output, allow accesses of `count` elements.
-bool allows(const Table& t, int64_t count) {
-    const int64_t size = t.dtype == DType::kFloat32 ? 4 : 2;
-    return aligned16(t.data) && t.stride * size % 16 == 0 && t.dim % count == 0 &&
-           t.column % count == 0;
 }
 
 }  // namespace

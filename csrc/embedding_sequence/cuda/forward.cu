@@ -1,5 +1,6 @@
 // One thread per 16 bytes of output; a block takes the columns of whole tokens, of one table where
 // they stand side by side. Reads each row and writes each element once: bound by random rows.
+#include "common/cuda/embedding_table.h"
 #include "common/cuda/launch.h"
 #include "common/cuda/numeric.h"
 #include "embedding_sequence/embedding_sequence.h"
@@ -98,13 +99,6 @@ __global__ void __launch_bounds__(kThreads)
                                   static_cast<int64_t>(i % packs) * kCount);
         }
     }
-}
-
-// Whether every row of the table, and its place in the output, allow accesses of `count` elements.
-bool allows(const Table& t, int64_t count) {
-    const int64_t size = t.dtype == DType::kFloat32 ? 4 : 2;
-    return aligned16(t.data) && t.stride * size % 16 == 0 && t.dim % count == 0 &&
-           t.column % count == 0;
 }
 
 }  // namespace
