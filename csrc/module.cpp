@@ -39,6 +39,9 @@ void register_op(py::module_& m);
 namespace linear {
 void register_op(py::module_& m);
 }
+namespace multiply_adds {
+void register_op(py::module_& m);
+}
 namespace residual_norm {
 void register_op(py::module_& m);
 }
@@ -88,6 +91,7 @@ PYBIND11_MODULE(_C, m) {
     pylum::row_wise::register_op(m);
     pylum::sampled_softmax::register_op(m);
     pylum::linear::register_op(m);
+    pylum::multiply_adds::register_op(m);
     pylum::residual_norm::register_op(m);
     pylum::rotary::register_op(m);
     pylum::swiglu::register_op(m);

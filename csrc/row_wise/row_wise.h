@@ -54,9 +54,19 @@ struct Params {
 
 // Pieces of the rows with more than kPiece lookups: at most two for each kPiece lookups.
 constexpr int64_t pieces_bound(int64_t lookups) { return 2 * (lookups / kPiece); }
-// Two buffers of sort keys with an end mark, and begin and end of each piece.
+// Sort keys worth a thread, and the bits of a key that a pass of the sort looks at.
+constexpr int64_t kSortChunk = int64_t{1} << 16;
+constexpr int kMostDigit = 10;
+// Parts of a pass that run side by side.
+constexpr int64_t sort_chunks_bound(int64_t lookups) {
+    const int64_t chunks = lookups / kSortChunk;
+    return chunks < 1 ? 1 : chunks > 16 ? 16 : chunks;
+}
+// Two buffers of sort keys with an end mark, begin and end of each piece, and of each part of a
+// pass where its keys of a digit go.
 constexpr int64_t words_needed(int64_t lookups) {
-    return 2 * (lookups + 1) + 2 * pieces_bound(lookups);
+    return 2 * (lookups + 1) + 2 * pieces_bound(lookups) +
+           (sort_chunks_bound(lookups) << kMostDigit);
 }
 
 // The same on CUDA, where a bad index is left out of the update of its row.

@@ -65,6 +65,7 @@ def dense(dtype: torch.dtype, head_dim: int, length: int, mode: int, goal: float
     title, run, factor = MODES[mode]
     tensors = qkv(length, head_dim, dtype)
     offsets = torch.tensor([0, length])
+    share = None if dtype == torch.bfloat16 or mode else 0.8 if length >= 1024 else 0.65
     return Entry(
         f"dense causal, {title}",
         f"L {length}, D {head_dim}, {name(dtype)}",
@@ -74,6 +75,7 @@ def dense(dtype: torch.dtype, head_dim: int, length: int, mode: int, goal: float
         factor * HEADS * head_dim * length * (length + 1) / 2,
         0,
         dtype,
+        share,
     )
 
 
@@ -158,6 +160,8 @@ def group_query(dtype: torch.dtype, length: int, count: int) -> Entry:
         4.0 * count * HEADS * HEAD_DIM * length,
         2.0 * length * HEADS * HEAD_DIM * dtype.itemsize,
         dtype,
+        0.85 if count <= 8 else None,
+        either=True,
     )
 
 
@@ -210,4 +214,6 @@ def warm_query(dtype: torch.dtype, count: int) -> Entry:
         2.0 * count * numbers,
         float(dtype.itemsize) * numbers,
         dtype,
+        0.8 if count < 64 else 0.5,
+        either=True,
     )

@@ -16,11 +16,13 @@ class Entry:
     Args:
         op: row of the table.
         case: the size.
-        goal: wanted ratio to the fastest peer; None: only the share of the ceiling is shown.
+        goal: wanted ratio to the fastest peer; None: no ratio is wanted.
         ours: one call.
         peers: calls of others that compute the same.
         flops, bytes: of one call, by the op's formula; 0: does not bound it.
         dtype: of the matrix products.
+        share: wanted share of the ceiling; None: none is wanted.
+        either: the ratio or the share is enough; else both are wanted.
     """
 
     op: str
@@ -31,6 +33,8 @@ class Entry:
     flops: float
     bytes: float
     dtype: torch.dtype
+    share: float | None = None
+    either: bool = False
 
 
 def name(dtype: torch.dtype) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -23,6 +24,9 @@ def entries() -> Iterator[tuple[str, Callable[[], Entry]]]:
     for law in ("uniform", "Zipf"):
         for rule in ("Adagrad", "AdamW"):
             yield f"row-wise {rule} step", partial(optimiser, rule, law)
+        # It has no Adam on a CPU.
+        if importlib.util.find_spec("fbgemm_gpu"):
+            yield "row-wise Adagrad step", partial(fbgemm, law)
     for dtype, goal in ((torch.bfloat16, 4.0), (torch.float32, 2.0)):
         for batch in (4096, 8192):
             yield "sampled softmax, forward + backward", partial(loss, dtype, batch, goal)
@@ -56,52 +60,93 @@ def lookups(law: str) -> torch.Tensor:
     return torch.randperm(ROWS)[ranks.clamp_max(ROWS - 1)]
 
 
-def optimiser(rule: str, law: str) -> Entry:
+class Step:
     """A step of a table: its rows out, then the update by the gradient that comes back."""
-    rows = lookups(law)
-    table, moment, state = torch.randn(ROWS, DIM), torch.zeros(ROWS, DIM), torch.zeros(ROWS)
-    small, large = (torch.nn.Parameter(table.clone()) for _ in range(2))
-    for tensor in (table, moment, state, large.data):
-        ops.huge_pages(tensor)
-    # What the backward of a model leaves in the grad of the rows it was given. Autograd would copy
-    # it here, where the benchmark holds it too; torch's sparse gradient holds it without a copy.
-    dout = torch.randn(LOOKUPS, DIM)
-    uses = [ops.RowUse(rows, dout)]
+
+    def __init__(self, rule: str, law: str) -> None:
+        self.rule, self.law, self.rows = rule, law, lookups(law)
+        self.table, self.state = torch.randn(ROWS, DIM), torch.zeros(ROWS)
+        self.moment = torch.zeros(ROWS, DIM)
+        for tensor in (self.table, self.state, self.moment):
+            ops.huge_pages(tensor)
+        # What the backward of a model leaves in the grad of the rows it was given. Autograd would
+        # copy it here, where the benchmark holds it too; torch's sparse gradient holds it without
+        # a copy.
+        self.dout = torch.randn(LOOKUPS, DIM)
+        self.uses = [ops.RowUse(self.rows, self.dout)]
+
+    def ours(self) -> None:
+        ops.embedding_sequence([self.table], [self.rows])
+        if self.rule == "Adagrad":
+            ops.row_wise_adagrad_(self.table, self.state, self.uses, lr=0.01)
+        else:
+            ops.row_wise_adamw_(self.table, self.moment, self.state, self.uses, lr=0.01, step=5)
+
+    def entry(self, peers: dict[str, Callable[[], Any]], goal: float) -> Entry:
+        touched = len(self.rows.unique())
+        passes = 2 if self.rule == "Adagrad" else 4
+        return Entry(
+            f"row-wise {self.rule} step",
+            f"{LOOKUPS:,} lookups in {ROWS:,} x {DIM}, {self.law}, {touched:,} touched",
+            goal,
+            self.ours,
+            peers,
+            0,
+            # The rows out, their gradients in, then the touched rows.
+            4.0 * DIM * (3 * LOOKUPS + passes * touched),
+            torch.float32,
+        )
+
+
+def optimiser(rule: str, law: str) -> Entry:
+    """Beside torch's optimisers of sparse gradients."""
+    step = Step(rule, law)
+    small, large = (torch.nn.Parameter(step.table.clone()) for _ in range(2))
+    ops.huge_pages(large.data)
     make: Any = torch.optim.Adagrad if rule == "Adagrad" else torch.optim.SparseAdam
 
-    def ours() -> None:
-        ops.embedding_sequence([table], [rows])
-        if rule == "Adagrad":
-            ops.row_wise_adagrad_(table, state, uses, lr=0.01)
-        else:
-            ops.row_wise_adamw_(table, moment, state, uses, lr=0.01, step=5)
-
-    def torch_sparse(parameter: torch.nn.Parameter) -> Callable[[], None]:
-        sparse = make([parameter], lr=0.01)
+    def sparse(parameter: torch.nn.Parameter) -> Callable[[], None]:
+        update = make([parameter], lr=0.01)
 
         def run() -> None:
-            F.embedding(rows, parameter, sparse=True).backward(dout)
-            sparse.step()
+            F.embedding(step.rows, parameter, sparse=True).backward(step.dout)
+            update.step()
             parameter.grad = None
 
         return run
 
-    touched = len(rows.unique())
-    passes = 2 if rule == "Adagrad" else 4
-    return Entry(
-        f"row-wise {rule} step",
-        f"{LOOKUPS:,} lookups in {ROWS:,} x {DIM}, {law}, {touched:,} touched",
-        10.0,
-        ours,
-        {
-            "torch sparse": torch_sparse(small),
-            "torch sparse, table on huge pages": torch_sparse(large),
-        },
-        0,
-        # The rows out, their gradients in, then the touched rows.
-        4.0 * DIM * (3 * LOOKUPS + passes * touched),
-        torch.float32,
-    )
+    peers = {"torch sparse": sparse(small), "torch sparse, table on huge pages": sparse(large)}
+    return step.entry(peers, 10.0)
+
+
+def fbgemm(law: str) -> Entry:
+    """Beside the fused optimiser of fbgemm-gpu-cpu, where it is installed."""
+    from fbgemm_gpu import split_table_batched_embeddings_ops_common as common
+    from fbgemm_gpu import split_table_batched_embeddings_ops_training as training
+
+    step = Step("Adagrad", law)
+    offsets = torch.arange(LOOKUPS + 1)
+    peers: dict[str, Callable[[], Any]] = {}
+    for pooling, title in (("NONE", "fbgemm, rows"), ("SUM", "fbgemm, bags of one row")):
+        module = training.SplitTableBatchedEmbeddingBagsCodegen(
+            [(ROWS, DIM, common.EmbeddingLocation.HOST, training.ComputeDevice.CPU)],
+            optimizer=training.OptimType.EXACT_ROWWISE_ADAGRAD,
+            learning_rate=0.01,
+            eps=1e-10,
+            pooling_mode=common.PoolingMode[pooling],
+        )
+        (weights,) = module.split_embedding_weights()
+        weights.copy_(step.table)
+        ops.huge_pages(weights)
+        peers[title] = partial(
+            lambda module: module(step.rows, offsets).backward(step.dout), module
+        )
+        peers[title]()
+        expected, state = step.table.clone(), torch.zeros(ROWS)
+        ops.row_wise_adagrad_(expected, state, step.uses, lr=0.01)
+        if not torch.allclose(weights, expected, rtol=1e-5, atol=1e-6):
+            raise AssertionError(f"{title} does not compute the same step")
+    return step.entry(peers, 5.0)
 
 
 def loss(dtype: torch.dtype, batch: int, goal: float) -> Entry:

@@ -27,10 +27,12 @@ def cpu(
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
 ) -> None:
-    """CPU kernels beside the fastest peer, with the ratio wanted and the share of the ceiling.
+    """CPU kernels beside the fastest peer and the ceiling, with what is wanted of both.
 
-    Ratios come from contestants called in turn; * marks a goal that was missed. The share is that
-    of torch's matrix product, or of reading the op's bytes, measured in the same turns.
+    Ratios come from contestants called in turn. The share is that of the higher rate of torch's
+    matrix product and multiply-adds from registers, or of reading the op's bytes, all measured in
+    the same turns. Each row says whether its goal is met; benchmarks/CPU_CEILINGS.md says what
+    bounds those that are not, and what was tried.
 
     Example: [bold]pylum bench cpu --only "group query" --json results.json[/bold]
     """
@@ -49,6 +51,30 @@ def cpu(
             save(json, measured)
     finally:
         torch.set_num_threads(before)
+
+
+@app.command()
+def threads(
+    only: Annotated[str, typer.Option(help="Ops whose name contains this.")] = "",
+    seconds: Annotated[float, typer.Option(help="Of each contestant.")] = 1.0,
+    calls: Annotated[int, typer.Option(help="Of each contestant at least.")] = 5,
+    threads: Annotated[int, typer.Option(min=2, help="Compared with one.")] = 2,
+    rows: Annotated[int | None, typer.Option(help="At most; none: all.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+) -> None:
+    """CPU kernels on one thread and on several, in turn, by the clock of a quiet machine.
+
+    Beside each op stand a matrix product of torch and a read of the op's bytes on as many threads.
+    Rows of 5 ms or more on one thread have a goal: nine tenths of the threads.
+
+    Example: [bold]pylum bench threads --only "packed causal"[/bold]
+    """
+    from pylum.bench.harness import save
+    from pylum.bench.scaling import table
+
+    measured = table(only, seconds, rows, calls=calls, threads=threads)
+    if json is not None:
+        save(json, measured)
 
 
 @app.command()

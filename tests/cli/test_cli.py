@@ -117,3 +117,37 @@ def test_bench_measures_rows_beside_peers_and_ceilings(tmp_path, monkeypatch, ca
     ours, peer = row["ms"]["pylum"][1], row["ms"][row["peer"]][1]
     assert row["ratio"] == pytest.approx(peer / ours, rel=0.01)
     assert row["share"] > 0 and row["runs"] >= 5
+
+
+@pytest.mark.parametrize(
+    ("ratio", "share", "either", "expected"),
+    [
+        pytest.param((3.0, 3), (0.5, None), False, True, id="ratio"),
+        pytest.param((2.9, 3), (0.5, None), False, False, id="ratio-missed"),
+        pytest.param((2.9, 3), (0.8, 0.8), True, True, id="share-instead"),
+        pytest.param((2.9, 3), (0.8, 0.8), False, False, id="both"),
+        pytest.param((0.1, None), (0.7, 0.85), True, False, id="share-missed"),
+        pytest.param((0.1, None), (0.1, None), True, None, id="nothing-wanted"),
+    ],
+)
+def test_bench_says_which_goals_are_met(ratio, share, either, expected):
+    from pylum.bench.cpu import met, summary
+
+    row = {"ratio": ratio[0], "goal": ratio[1], "share": share[0], "share_goal": share[1]}
+    assert met(row | {"either": either}) is expected
+    text = summary([{"met": expected}, {"met": True}])
+    assert text.startswith("2 of 2" if expected else "1 of 2" if expected is False else "1 of 1")
+    assert ("CPU_CEILINGS.md" in text) == (expected is False)
+
+
+def test_bench_compares_threads(tmp_path, monkeypatch, capsys):
+    import torch
+
+    path, before = tmp_path / "rows.json", torch.get_num_threads()
+    arguments = ("--only", "group query", "--rows", 1, "--seconds", 0, "--json", path)
+    assert run(monkeypatch, "bench", "threads", *arguments) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["case"] in capsys.readouterr().out and torch.get_num_threads() == before
+    one, two = (row["ms"][f"pylum, {threads}"][1] for threads in (1, 2))
+    assert row["times"]["pylum"] == pytest.approx(one / two, rel=0.01)
+    assert row["goal"] is None and row["met"] is None  # a call of less than 5 ms

@@ -9,10 +9,6 @@
 namespace pylum::row_wise::PYLUM_ISA {
 namespace {
 
-constexpr int kDigit = 8;                          // bits of a pass
-constexpr int64_t kMaxChunks = 16;                 // parallel parts of a pass
-constexpr int64_t kChunkLeast = int64_t{1} << 16;  // keys worth a thread
-
 inline int bits_for(int64_t count) {
     int bits = 0;
     while (bits < 63 && (int64_t{1} << bits) < count) {
@@ -56,6 +52,12 @@ inline bool make_keys(const Use& use, int64_t first, int64_t rows, int shift, in
     return true;
 }
 
+// Bits of a pass: as few passes as kMostDigit allows, of equal length.
+inline int digit_for(int bits) {
+    const int passes = (bits + kMostDigit - 1) / kMostDigit;
+    return passes ? (bits + passes - 1) / passes : 1;
+}
+
 // The order of equal rows is that of the lookups, so the result does not depend on the chunks.
 inline Sorted sort_lookups(const Params& p) {
     int64_t lookups = 0, grad_rows = 0;
@@ -70,11 +72,10 @@ inline Sorted sort_lookups(const Params& p) {
     int64_t lookup = 0, first = 0;
     for (int64_t u = 0; u < p.num_uses; ++u) {
         const Use& use = p.uses[u];
-        const int64_t parts = (use.lookups + kChunkLeast - 1) / kChunkLeast;
+        const int64_t parts = (use.lookups + kSortChunk - 1) / kSortChunk;
         parallel_for(parts, p.threads, [&](int64_t part) {
-            const int64_t begin = part * kChunkLeast;
-            const int64_t end =
-                begin + kChunkLeast < use.lookups ? begin + kChunkLeast : use.lookups;
+            const int64_t begin = part * kSortChunk;
+            const int64_t end = begin + kSortChunk < use.lookups ? begin + kSortChunk : use.lookups;
             if (!make_keys(use, first, p.rows, shift, begin, end, from + lookup)) {
                 __atomic_store_n(&good, false, __ATOMIC_RELAXED);
             }
@@ -82,32 +83,34 @@ inline Sorted sort_lookups(const Params& p) {
         lookup += use.lookups;
         first += use.grad_rows;
     }
-    int64_t chunks = lookups / kChunkLeast;
+    int64_t chunks = sort_chunks_bound(lookups);
     chunks = chunks > p.threads ? p.threads : chunks;
-    chunks = chunks > kMaxChunks ? kMaxChunks : chunks < 1 ? 1 : chunks;
     const int64_t length = (lookups + chunks - 1) / chunks;
     const int top = good ? shift + bits_for(p.rows) : shift;
-    int64_t starts[kMaxChunks][1 << kDigit];
-    for (int bit = shift; bit < top; bit += kDigit) {
-        const auto digit = [&](uint64_t key) { return key >> bit & ((1 << kDigit) - 1); };
+    const int bits = digit_for(top - shift);
+    const int64_t digits = int64_t{1} << bits;
+    uint64_t* starts = p.words + words_needed(lookups) - (chunks << bits);
+    for (int bit = shift; bit < top; bit += bits) {
+        const auto digit = [&](uint64_t key) { return key >> bit & (digits - 1); };
         parallel_for(chunks, p.threads, [&](int64_t c) {
-            int64_t* counts = starts[c];
-            memset(counts, 0, sizeof(starts[c]));
+            uint64_t* counts = starts + c * digits;
+            memset(counts, 0, digits * sizeof(uint64_t));
             for (int64_t i = c * length; i < lookups && i < (c + 1) * length; ++i) {
                 ++counts[digit(from[i])];
             }
         });
-        int64_t at = 0;
-        for (int64_t d = 0; d < 1 << kDigit; ++d) {
+        uint64_t at = 0;
+        for (int64_t d = 0; d < digits; ++d) {
             for (int64_t c = 0; c < chunks; ++c) {
-                const int64_t count = starts[c][d];
-                starts[c][d] = at;
+                const uint64_t count = starts[c * digits + d];
+                starts[c * digits + d] = at;
                 at += count;
             }
         }
         parallel_for(chunks, p.threads, [&](int64_t c) {
+            uint64_t* next = starts + c * digits;
             for (int64_t i = c * length; i < lookups && i < (c + 1) * length; ++i) {
-                to[starts[c][digit(from[i])]++] = from[i];
+                to[next[digit(from[i])]++] = from[i];
             }
         });
         uint64_t* other = from;

@@ -1,4 +1,4 @@
-// The products of pairs.cpp that differ between AVX512-BF16 and AMX.
+// The products of both passes that differ between AVX512-BF16 and AMX.
 #pragma once
 
 #include "sampled_softmax/cpu/rows.h"
