@@ -39,19 +39,9 @@ def test_exact_with_ties_lists(num_queries, num_items, dim, k, dtype):
     op.test_exact_with_ties_lists(num_queries, num_items, dim, k, dtype)
 
 
-@pytest.mark.parametrize("order", ["ascending", "descending", "equal", "zeros"])
+@pytest.mark.parametrize("order", op.ORDERS)
 def test_order_of_scores(order):
-    scores = torch.arange(2100.0) - 1050
-    if order == "descending":
-        scores = scores.flip(0)
-    elif order == "equal":
-        scores = torch.full_like(scores, -7)
-    elif order == "zeros":
-        scores = torch.where(torch.arange(2100) % 2 == 0, 0.0, -0.0)
-    queries = torch.tensor([[1.0], [-1.0], [0.0]])
-    for k in (1, 65, 300):
-        arguments = queries, scores[:, None], k
-        op.assert_same(pylum.ops.topk(*arguments), pylum.reference.topk(*arguments))
+    op.check_order(order, 2100, (1, 65, 300))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
