@@ -15,8 +15,9 @@ struct BackwardParams {
     void* dk;                     // dv [rows, kv_heads, value_dim], contiguous
     void* dv;
     const int64_t* order;  // [batch] sequences, costly ones first
-    float* workspace;      // [workers, worker_floats]
-    int64_t workers, worker_floats;
+    float* workspace;      // [slots, slot_floats], a slot for each task under way
+    int64_t slots, slot_floats;
+    int64_t* control;  // [slots + control_words()], zero on entry
     // [kBiasCopies, 2 * length - 1 + buckets + 1] gradients of the bias's tables, zero on entry; or
     // null.
     double* dbias;
@@ -26,6 +27,19 @@ namespace {
 
 // Rows of sums in workspace: whole vectors of every ISA.
 inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
+
+// A mark of each piece of rows has a cache line of its own.
+constexpr int64_t kMarkWords = 8;
+
+// What threads tell each other: a word a task, and with several of them a mark a piece.
+inline int64_t control_words(const AttentionInputs& p) {
+    int64_t words = p.batch.batch * p.kv_heads;
+    for (int64_t i = 0; p.threads > 1 && i < p.batch.batch; ++i) {
+        const Sequence& s = p.batch.sequences[i];
+        words += (s.history / kStripRows + s.targets / kStripRows + 2) * p.heads * kMarkWords;
+    }
+    return words;
+}
 
 }  // namespace
 

@@ -94,6 +94,8 @@ static void backward_py(
     const AttentionInputs p =
         inputs(q, k, v, batch, silu, scale, score_scales, score_scale, bias, out, lse, threads);
     check_dout(dout, q, v);
+    const int64_t slots = workspace.size(0);
+    std::vector<int64_t> control(slots + control_words(p));
     const BackwardParams params{.in = p,
                                 .dout = dout.data,
                                 .dout_row = dout.stride(0),
@@ -103,8 +105,9 @@ static void backward_py(
                                 .dv = dv.data,
                                 .order = batch.order().data(),
                                 .workspace = workspace.as<float>(),
-                                .workers = workspace.size(0),
-                                .worker_floats = workspace.size(1),
+                                .slots = slots,
+                                .slot_floats = workspace.size(1),
+                                .control = control.data(),
                                 .dbias = dbias ? dbias->as<double>() : nullptr};
     py::gil_scoped_release release;
     PYLUM_CPU_CALL_AMX(p.dtype, backward, params);
@@ -183,7 +186,7 @@ static std::pair<int64_t, int64_t> workspace_py(const Tensor& q, const Tensor& v
     return {need.words, need.floats};
 }
 
-// [workers, floats of one] that backward_py needs.
+// [tasks under way at most, floats of one] that backward_py needs.
 static std::pair<int64_t, int64_t> backward_workspace_py(const Tensor& q, const Tensor& k,
                                                          const Tensor& v,
                                                          const Tensor& offsets_tensor,

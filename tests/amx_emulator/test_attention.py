@@ -38,6 +38,9 @@ test_every_mask_equals_reference = drawn(op.test_every_mask_equals_reference, bf
 test_an_unseen_row_of_nan_moves_nothing = drawn(
     op.test_an_unseen_row_of_nan_moves_nothing, bfloat16(), randoms
 )
+test_an_unseen_row_of_nan_moves_no_gradient = drawn(
+    op.test_an_unseen_row_of_nan_moves_no_gradient, bfloat16(), randoms
+)
 test_grouped_equals_alone_in_any_order = drawn(
     op.test_grouped_equals_alone_in_any_order, bfloat16(visible=False), randoms
 )

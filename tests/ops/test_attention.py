@@ -34,6 +34,7 @@ CASES = [
     pytest.param([33, 31], 4, 2, 50, 17, None, id="unaligned-grouped-heads"),
     pytest.param([70], 1, 1, 256, 256, None, id="largest-head"),
     pytest.param(LENGTHS, 4, 2, 24, 40, FULL, id="every-mask"),
+    pytest.param([90, 3], 2, 1, 16, 16, Mask(num_targets=[70, 3]), id="targets-alone"),
 ]
 
 
@@ -142,13 +143,24 @@ def test_every_mask_equals_reference(case):
     assert_close(out, exact, exact.to(case.dtype))
 
 
-def test_threads_change_nothing():
-    case = Case([700, 3, 90], [0, 1, 2], [[1] * 50, [2], []], None, None, None, heads=4)
+SPREAD = [
+    pytest.param([700, 3, 90], [[1] * 50, [2], []], 4, 1, id="one-long-among-short"),
+    pytest.param([1000], [[]], 1, 1, id="one-head"),
+    pytest.param([300], [[150, 1, 1]], 6, 2, id="more-heads-than-keys"),
+    pytest.param([90] * 40, [[1]] * 40, 2, 1, id="many-short"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("history", "groups", "heads", "kv_heads"), SPREAD)
+def test_threads_change_nothing(history, groups, heads, kv_heads, dtype):
+    context = [3] * len(history)
+    case = Case(history, context, groups, None, None, None, heads, kv_heads, dtype=dtype)
     tensors = case.qkv()
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 5):
+        for count in (1, 2, 5, 2):
             torch.set_num_threads(count)
             results.append(run(case, *tensors)[1])
     finally:
@@ -177,6 +189,32 @@ def test_an_unseen_row_of_nan_moves_nothing(case, random):
     kept[first : first + case.lengths[b]] = ~sees
     assert torch.equal(out[kept], clean[kept])
     assert out[~kept].isnan().flatten(1).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases(), st.randoms(use_true_random=False))
+def test_an_unseen_row_of_nan_moves_no_gradient(case, random):
+    q, k, v = case.qkv()
+    _, clean = run(case, q, k, v)
+    b = random.choice([b for b, length in enumerate(case.lengths) if length] or [None])
+    if b is None:
+        return
+    broken = random.randrange(case.lengths[b])
+    first = int(case.offsets[b])
+    k[first + broken] = torch.nan
+    v[first + broken] = torch.inf
+    q[first + broken] = torch.nan
+    _, dirty = run(case, q, k, v)
+    sees = sequence_mask(case.mask(), b, case.history[b], case.targets[b])
+    broken_rows = sees[:, broken].clone()
+    broken_rows[broken] = True
+    # A key's gradient takes part of every row that sees it, a query's of its own row.
+    of_row, of_key = torch.zeros(2, len(q), dtype=torch.bool)
+    of_row[first : first + case.lengths[b]] = broken_rows
+    of_key[first : first + case.lengths[b]] = sees[broken_rows].any(0)
+    for x, y, moved in zip(clean, dirty, (of_row, of_row, of_key, of_key), strict=True):
+        assert torch.equal(x[~moved], y[~moved])
+        assert y[moved].isnan().flatten(1).any(1).all()
 
 
 def test_large_scores_stay_finite():

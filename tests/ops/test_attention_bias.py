@@ -348,9 +348,12 @@ def test_targets_over_pages_equal_reference():
     assert_close(out, exact, exact.float())
 
 
-def test_threads_change_nothing():
-    case = Case([700, 3, 90] * 30, [0, 1, 2] * 30, [[1] * 5, [2], []] * 30, None, None, None)
-    case = dataclasses.replace(case, score="silu", kv_heads=2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("copies", [30, 1], ids=["many-sequences", "few-sequences"])
+def test_threads_change_nothing(copies, dtype):
+    history, groups = [700, 3, 90] * copies, [[1] * 5, [2], []] * copies
+    case = Case(history, [0, 1, 2] * copies, groups, None, None, None)
+    case = dataclasses.replace(case, score="silu", kv_heads=2, dtype=dtype)
     times = sorted_times(case.lengths)
     tensors = case.qkv()
     threads = torch.get_num_threads()

@@ -1,6 +1,7 @@
-// One task per sequence and key head: its rows in order, each adding to dk and dv, so every
-// gradient is a sum in a fixed order. A worker sums dk and dv of a task in float32 in a workspace
-// of its own.
+// One task per sequence and key head, cut into pieces of rows that add to its dk and dv in a fixed
+// order. Tasks that are large beside a worker's share are taken piece by piece by several workers,
+// the others whole; no sum and no bit depends on which. dk and dv of a task are summed in float32
+// in a slot of the workspace.
 #include "attention/cpu/backward_pairs.h"
 #include "attention/cpu/backward_strip.h"
 #include "common/parallel.h"
@@ -8,43 +9,14 @@
 namespace pylum::attention::PYLUM_ISA {
 namespace {
 
-// f(section) for the rows of a sequence, at most `most` at a time and of one class.
-template <typename F>
-void for_sections(const Sequence& s, int64_t sequence, int64_t most, const F& f) {
-    for (const bool targets : {false, true}) {
-        const int64_t rows = targets ? s.targets : s.history;
-        for (int64_t first = 0; first < rows; first += most) {
-            const int64_t left = rows - first;
-            f(Section{.sequence = static_cast<int32_t>(sequence),
-                      .rows = static_cast<int32_t>(left < most ? left : most),
-                      .first = first,
-                      .targets = targets});
-        }
-    }
-}
-
-void add_rows(const BackwardParams& b, int64_t sequence, int64_t kv_head, const Gradients& to) {
-    const Sequence& s = b.in.batch.sequences[sequence];
-    const int64_t group = b.in.heads / b.in.kv_heads;
+// Rows of a piece: of one section and query head, which go through the keys together.
 #ifdef __AVX512BF16__
-#ifdef PYLUM_TILES
-    const TileRegisters tiles;
-#endif
-    PairSection work(b, sequence, kv_head);
-    for_sections(s, sequence, kTaskRows, [&](const Section& section) {
-        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-            work.run(section, head, to);
-        }
-    });
+constexpr int64_t kPieceRows = kTaskRows;
 #else
-    for_sections(s, sequence, kStripRows, [&](const Section& strip) {
-        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-            b.in.dtype == DType::kFloat32 ? run_strip<float>(b, strip, kv_head, head, to)
-                                          : run_strip<bfloat16>(b, strip, kv_head, head, to);
-        }
-    });
+constexpr int64_t kPieceRows = kStripRows;
 #endif
-}
+
+int64_t sections(int64_t rows) { return (rows + kPieceRows - 1) / kPieceRows; }
 
 // out[row] = factor * sums[row], out being rows [kv_heads, dim] of T.
 template <typename T>
@@ -58,55 +30,202 @@ void write_rows(const float* sums, float factor, int64_t rows, int64_t dim, int6
     }
 }
 
-template <typename T>
-void write_gradients(const BackwardParams& b, const Sequence& s, int64_t kv_head,
-                     const Gradients& from) {
-    const AttentionInputs& p = b.in;
-    const int64_t keys = s.history + s.targets, first = s.first_row * p.kv_heads + kv_head;
-    write_rows(from.dk, BlockOf<T>::kPairs ? p.scale : 1.0f, keys, p.head_dim,
-               p.kv_heads * p.head_dim, static_cast<T*>(b.dk) + first * p.head_dim);
-    write_rows(from.dv, 1.0f, keys, p.value_dim, p.kv_heads * p.value_dim,
-               static_cast<T*>(b.dv) + first * p.value_dim);
-}
+// Its pieces: the history's sections and then the targets', of each all query heads.
+struct Task {
+    Task(const BackwardParams& params, int64_t number)
+        : b(params),
+          sequence(params.order[number / params.in.kv_heads]),
+          s(params.in.batch.sequences[sequence]),
+          kv_head(number % params.in.kv_heads),
+          group(params.in.heads / params.in.kv_heads) {}
 
-void task(const BackwardParams& b, int64_t i, float* workspace, double* dbias) {
-    const AttentionInputs& p = b.in;
-    const int64_t sequence = b.order[i / p.kv_heads], kv_head = i % p.kv_heads;
-    const Sequence& s = p.batch.sequences[sequence];
-    const int64_t keys = s.history + s.targets;
-    const int64_t dk_floats = keys * padded(p.head_dim), dv_floats = keys * padded(p.value_dim);
-    memset(workspace, 0, sizeof(float) * (dk_floats + dv_floats));
-    const Gradients to{
-        .dk = workspace,
-        .dv = workspace + dk_floats,
-        .dpositions = dbias,
-        .dtimes = dbias ? dbias + (p.bias.positions ? 2 * p.bias.length - 1 : 0) : nullptr};
-    add_rows(b, sequence, kv_head, to);
-    if (p.dtype == DType::kFloat32) {
-        write_gradients<float>(b, s, kv_head, to);
-    } else {
-        write_gradients<bfloat16>(b, s, kv_head, to);
+    int64_t pieces() const { return (sections(s.history) + sections(s.targets)) * group; }
+    // About the pairs of row and key.
+    double cost() const {
+        const double rows = static_cast<double>(s.history);
+        return rows * rows / 2 + rows * static_cast<double>(s.targets);
     }
-}
+
+    Gradients sums(float* workspace) const {
+        return {.dk = workspace,
+                .dv = workspace + (s.history + s.targets) * padded(b.in.head_dim),
+                .dpositions = nullptr,
+                .dtimes = nullptr,
+                .turn = {}};
+    }
+    void begin(float* workspace) const {
+        memset(workspace, 0,
+               sizeof(float) * (s.history + s.targets) *
+                   (padded(b.in.head_dim) + padded(b.in.value_dim)));
+    }
+
+    // Adds what the rows of a piece give and writes their dq.
+    void run(int64_t piece, const Gradients& to) const {
+        const int64_t n = piece / group, head = kv_head * group + piece % group;
+        const bool targets = n >= sections(s.history);
+        const int64_t first = (targets ? n - sections(s.history) : n) * kPieceRows;
+        const int64_t left = (targets ? s.targets : s.history) - first;
+        const Section rows{.sequence = static_cast<int32_t>(sequence),
+                           .rows = static_cast<int32_t>(left < kPieceRows ? left : kPieceRows),
+                           .first = first,
+                           .targets = targets};
+#ifdef PYLUM_TILES
+        const TileRegisters tiles;
+#endif
+#ifdef __AVX512BF16__
+        PairSection(b, sequence, kv_head).run(rows, head, to);
+#else
+        b.in.dtype == DType::kFloat32 ? run_strip<float>(b, rows, kv_head, head, to)
+                                      : run_strip<bfloat16>(b, rows, kv_head, head, to);
+#endif
+    }
+
+    void end(const Gradients& from) const {
+        b.in.dtype == DType::kFloat32 ? write<float>(from) : write<bfloat16>(from);
+    }
+
+    template <typename T>
+    void write(const Gradients& from) const {
+        const AttentionInputs& p = b.in;
+        const int64_t keys = s.history + s.targets, first = s.first_row * p.kv_heads + kv_head;
+        write_rows(from.dk, BlockOf<T>::kPairs ? p.scale : 1.0f, keys, p.head_dim,
+                   p.kv_heads * p.head_dim, static_cast<T*>(b.dk) + first * p.head_dim);
+        write_rows(from.dv, 1.0f, keys, p.value_dim, p.kv_heads * p.value_dim,
+                   static_cast<T*>(b.dv) + first * p.value_dim);
+    }
+
+    const BackwardParams& b;
+    const int64_t sequence;
+    const Sequence& s;
+    const int64_t kv_head, group;
+};
+
+// Shares that the work of a worker should have at least, so that all end together.
+constexpr double kShares = 4.0;
+// What a task's state says besides its slot.
+constexpr int64_t kWaiting = 0, kDone = -1;
+
+// Hands out whole tasks and pieces, in order: a piece that waits for another does so for one that a
+// worker has begun.
+class Schedule {
+  public:
+    explicit Schedule(const BackwardParams& params)
+        : b(params),
+          tasks(params.in.batch.batch * params.in.kv_heads),
+          // Tables' gradients are summed in copies, each in a fixed order. Few tasks have several
+          // each, which their pieces take in turn; else tasks take turns.
+          copies(tasks <= kBiasCopies / 2 && tasks > 0 ? kBiasCopies / tasks : 1),
+          slots(params.control),
+          states(slots + params.slots),
+          marks(states + tasks) {
+        double total = 0.0;
+        for (int64_t t = 0; t < tasks; ++t) {
+            total += Task(b, t).cost();
+        }
+        const bool may_cut = b.in.threads > 1 && (!b.dbias || copies > 1);
+        for (; may_cut && cut < tasks; ++cut) {
+            if (Task(b, cut).cost() * kShares * b.in.threads <= total) {
+                break;
+            }
+            cut_pieces += Task(b, cut).pieces();
+        }
+    }
+
+    void run() {
+        const int64_t items = cut_pieces + tasks - cut;
+        const int64_t workers = b.in.threads < items ? b.in.threads : items;
+        int64_t next = 0;
+        parallel_for(workers, static_cast<int>(workers), [&](int64_t) {
+            int64_t number = 0, first = 0;  // the first cut task not behind, its first piece
+            for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < items;) {
+                if (i >= cut_pieces) {
+                    run_whole(cut + i - cut_pieces);
+                    continue;
+                }
+                while (i >= first + Task(b, number).pieces()) {
+                    first += Task(b, number++).pieces();
+                }
+                run_piece(number, i - first, i);
+            }
+        });
+    }
+
+  private:
+    // There is one: as many tasks are begun and not done as workers at most.
+    int64_t take_slot() {
+        for (int64_t slot = 0;; slot = (slot + 1) % b.slots) {
+            if (__atomic_exchange_n(slots + slot, 1, __ATOMIC_ACQUIRE) == 0) {
+                return slot;
+            }
+        }
+    }
+    float* workspace(int64_t slot) const { return b.workspace + slot * b.slot_floats; }
+    int64_t state(int64_t number) const {
+        return __atomic_load_n(states + number, __ATOMIC_ACQUIRE);
+    }
+    int64_t* mark(int64_t piece) const { return marks + piece * kMarkWords; }
+
+    void add_bias_sums(int64_t number, int64_t piece, Gradients& to) const {
+        if (b.dbias) {
+            const RelativeBias& bias = b.in.bias;
+            const int64_t copy =
+                copies > 1 ? number * copies + piece % copies : number % kBiasCopies;
+            to.dpositions = b.dbias + copy * bias_entries(bias);
+            to.dtimes = to.dpositions + (bias.positions ? 2 * bias.length - 1 : 0);
+        }
+    }
+
+    void end(const Task& task, int64_t number, int64_t slot, const Gradients& to) {
+        task.end(to);
+        __atomic_store_n(slots + slot, 0, __ATOMIC_RELEASE);
+        __atomic_store_n(states + number, kDone, __ATOMIC_RELEASE);
+    }
+
+    void run_whole(int64_t number) {
+        const Task task(b, number);
+        if (b.dbias && copies == 1 && number >= kBiasCopies) {
+            wait_until([&] { return state(number - kBiasCopies) == kDone; });
+        }
+        const int64_t slot = take_slot(), pieces = task.pieces();
+        task.begin(workspace(slot));
+        Gradients to = task.sums(workspace(slot));
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+            add_bias_sums(number, piece, to);
+            task.run(piece, to);
+        }
+        end(task, number, slot, to);
+    }
+
+    // `i` counts the pieces of all cut tasks.
+    void run_piece(int64_t number, int64_t piece, int64_t i) {
+        const Task task(b, number);
+        if (piece == 0) {
+            const int64_t slot = take_slot();
+            task.begin(workspace(slot));
+            __atomic_store_n(states + number, slot + 1, __ATOMIC_RELEASE);
+        }
+        wait_until([&] { return state(number) != kWaiting; });
+        const int64_t slot = state(number) - 1;
+        Gradients to = task.sums(workspace(slot));
+        to.turn = {.before = piece > 0 ? mark(i - 1) : nullptr, .own = mark(i)};
+        if (b.dbias && piece >= copies) {
+            Turn{.before = mark(i - copies)}.wait(kAllKeys);
+        }
+        add_bias_sums(number, piece, to);
+        task.run(piece, to);
+        if (piece + 1 == task.pieces()) {
+            end(task, number, slot, to);
+        }
+    }
+
+    const BackwardParams& b;
+    const int64_t tasks, copies;
+    int64_t cut = 0, cut_pieces = 0;  // tasks, the first ones, and their pieces
+    int64_t *const slots, *const states, *const marks;
+};
 
 }  // namespace
 
-void backward(const BackwardParams& b) {
-    const int64_t tasks = b.in.batch.batch * b.in.kv_heads;
-    const int64_t workers = b.in.threads < b.workers ? b.in.threads : b.workers;
-    if (!b.dbias) {
-        for_workers(tasks, workers, [&](int64_t i, int64_t worker) {
-            task(b, i, b.workspace + worker * b.worker_floats, nullptr);
-        });
-        return;
-    }
-    // Whoever adds to a copy of the tables' gradients does so alone, in the order of the tasks.
-    const int64_t entries = bias_entries(b.in.bias);
-    for_workers(kBiasCopies, workers, [&](int64_t copy, int64_t worker) {
-        for (int64_t i = copy; i < tasks; i += kBiasCopies) {
-            task(b, i, b.workspace + worker * b.worker_floats, b.dbias + copy * entries);
-        }
-    });
-}
+void backward(const BackwardParams& b) { Schedule(b).run(); }
 
 }  // namespace pylum::attention::PYLUM_ISA

@@ -27,10 +27,6 @@ struct PairStrip {
     alignas(64) float delta[kStripRows];  // sum of out * dout
 
     bool narrow() const { return rows <= 16; }
-    bool sees(const Spans& on, int lane, int64_t key) const {
-        return (on.begin[lane] <= key && key < on.end[lane]) ||
-               (key < on.context && on.end[lane] > 0);
-    }
 };
 
 class PairSection {
@@ -67,10 +63,15 @@ class PairSection {
                     load_block(first, block_size(end - first), false);
                     loaded = true;
                 }
+                to.turn.wait(first + kBlockKeys);
                 block(i, last, first, spans, false);
                 i = last;
             }
+            if (loaded) {
+                to.turn.pass(first + kBlockKeys);
+            }
         }
+        to.turn.wait(kAllKeys);
         for (int i = 0; i < count && section.targets; ++i) {
             for_group_blocks(p.batch, strip_section(i), s,
                              [&](int64_t first, int size, const Spans& own) {
@@ -79,6 +80,7 @@ class PairSection {
                                  block(i, i + 1, first, spans, true);
                              });
         }
+        to.turn.pass(kAllKeys);
         for (int i = 0; i < count; ++i) {
             strips[i].narrow() ? write_dq<1>(i) : write_dq<2>(i);
         }
@@ -222,7 +224,8 @@ class PairSection {
             const int64_t left = spans[i]->keys() - first;
             size = left > size ? block_size(left) : size;
         }
-        bool full = true;
+        // The strip's rows of other groups see none of a group's keys.
+        bool full = !own;
         for (int i = begin; i < end; ++i) {
             full = full && spans[i]->full(first, size);
             strips[i].narrow() ? strip_block<1>(i, first, size, *spans[i], own)
@@ -232,8 +235,8 @@ class PairSection {
         const int rows = (end - 1 - begin) * kStripRows + strips[end - 1].rows;
         const bool plain = full || rows_finite;
         const auto sees = [&](int row, int key) {
-            const int strip = begin + row / kStripRows;
-            return row < rows && strips[strip].sees(*spans[strip], row % kStripRows, first + key);
+            return row < rows &&
+                   spans[begin + row / kStripRows]->lane_sees(row % kStripRows, first + key);
         };
         const auto outer = [&](const bfloat16* x, const uint32_t* pairs, int64_t pad, float* out) {
             x += begin * kStripRows;
@@ -253,7 +256,7 @@ class PairSection {
                                                const Spans& spans, bool own) {
         PairStrip& strip = strips[i];
         const int size = block_size(spans.keys() - first);
-        const bool full = spans.full(first, size);
+        const bool full = !own && spans.full(first, size);
         dots<kVecs>(keys, size, strip.q_columns, (p.head_dim + 1) / 2,
                     p.silu ? p.scale : p.scale * kLog2e, scores);
         dots<kVecs>(values, size, strip.dout_columns, (p.value_dim + 1) / 2, 1.0f, dscores);

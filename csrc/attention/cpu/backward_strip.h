@@ -65,6 +65,21 @@ __attribute__((noinline)) void add_outer(const float* weights, int count, int ro
     }
 }
 
+// The same where a row may hold NaN or infinity: keys that it does not see take nothing of it.
+template <int kLead>
+__attribute__((noinline)) void add_outer_seen(const float* weights, int count, int rows,
+                                              const float* x, int64_t pad, int64_t first,
+                                              const Spans& spans, float* out) {
+    for (int i = 0; i < count; ++i) {
+        for (int r = 0; r < rows; ++r) {
+            for (int64_t d = 0; d < pad && spans.lane_sees(r, first + i); d += kLanes) {
+                float* at = out + i * pad + d;
+                store(at, load(at) + weights[i * kLead + r] * load(x + r * pad + d));
+            }
+        }
+    }
+}
+
 // Row i of out [rows, pad] = factor * row i of x, zero past dim.
 template <typename T>
 void load_rows(const T* x, int64_t stride, int rows, int64_t dim, int64_t pad, float factor,
@@ -109,9 +124,10 @@ struct BackwardStrip {
     alignas(64) float delta[kLead];                  // sum of out * dout
     alignas(64) float k_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
     alignas(64) float v_buffer[sizeof(T) == 4 ? 1 : kBlockKeys * kMaxDim];
-    BiasRows rows;  // where there is a bias
-    double* dpositions;
-    double* dtimes;
+    int count_rows;
+    bool rows_finite;  // of q and dout
+    BiasRows rows;     // where there is a bias
+    Gradients to;
 
     void softmax_gradient(int count, int64_t first, const Spans& spans, bool full) {
         for (int i = 0; i < count; ++i) {
@@ -150,9 +166,9 @@ struct BackwardStrip {
         }
     }
 
-    void block(const AttentionInputs& p, int count_rows, const T* k, const T* v, float* dk,
-               float* dv, int64_t first, int count, const Spans& spans, bool full,
-               const BiasKeys& bias) {
+    // The block of keys at number `at` of the sequence, at `first` of the spans.
+    void block(const AttentionInputs& p, const T* k, const T* v, int64_t at, int64_t first,
+               int count, const Spans& spans, bool full, const BiasKeys& bias) {
         const Rows keys = rows_of(k, p.k_row, count, p.head_dim, k_buffer);
         const Rows values = rows_of(v, p.v_row, count, p.value_dim, v_buffer);
         dots<kVecs>(keys, count, q_columns, p.head_dim, weights);
@@ -166,13 +182,23 @@ struct BackwardStrip {
             softmax_gradient(count, first, spans, full);
         }
         if (p.bias.given()) {
-            add_bias_gradient<kVecs>(p.bias, rows, bias, dweights, dpositions, dtimes);
+            add_bias_gradient<kVecs>(p.bias, rows, bias, dweights, to.dpositions, to.dtimes);
         }
-        add_weighted<kVecs>(keys, count, dweights, nullptr, p.head_dim, dq_columns);
-        add_outer<kLead>(dweights, count, count_rows, q_rows, padded(p.head_dim), dk,
-                         padded(p.head_dim));
-        add_outer<kLead>(weights, count, count_rows, dout_rows, padded(p.value_dim), dv,
-                         padded(p.value_dim));
+        if (full || all_finite(keys, count, p.head_dim)) {
+            add_weighted<kVecs>(keys, count, dweights, nullptr, p.head_dim, dq_columns);
+        } else {
+            add_seen<kVecs>(keys, count, first, spans, dweights, nullptr, p.head_dim, dq_columns);
+        }
+        const auto outer = [&](const float* factors, const float* x, int64_t pad, float* out) {
+            if (full || rows_finite) {
+                add_outer<kLead>(factors, count, count_rows, x, pad, out + at * pad, pad);
+            } else {
+                add_outer_seen<kLead>(factors, count, count_rows, x, pad, first, spans,
+                                      out + at * pad);
+            }
+        };
+        outer(dweights, q_rows, padded(p.head_dim), to.dk);
+        outer(weights, dout_rows, padded(p.value_dim), to.dv);
     }
 
     void load_strip(const BackwardParams& b, const Section& strip, int64_t row, int64_t head) {
@@ -184,6 +210,10 @@ struct BackwardStrip {
         load_columns<kVecs>(dout, b.dout_row, strip.rows, p.value_dim, 1.0f, dout_columns);
         load_rows(q, p.q_row, strip.rows, p.head_dim, padded(p.head_dim), p.scale, q_rows);
         load_rows(dout, b.dout_row, strip.rows, p.value_dim, padded(p.value_dim), 1.0f, dout_rows);
+        const auto finite = [&](const float* x, int64_t pad) {
+            return all_finite({x, pad}, strip.rows, pad);
+        };
+        rows_finite = finite(q_rows, padded(p.head_dim)) && finite(dout_rows, padded(p.value_dim));
         memset(dq_columns, 0, sizeof(float) * p.head_dim * kLead);
         const int64_t stride = p.heads * p.value_dim;
         const T* out = static_cast<const T*>(p.out) + row * stride + head * p.value_dim;
@@ -202,19 +232,18 @@ struct BackwardStrip {
     }
 
     void run(const BackwardParams& b, const Section& strip, int64_t kv_head, int64_t head,
-             const Gradients& to) {
+             const Gradients& gradients) {
         const AttentionInputs& p = b.in;
         const Sequence& s = p.batch.sequences[strip.sequence];
         const int64_t row = strip_row(strip, s);
+        to = gradients;
+        count_rows = strip.rows;
         load_strip(b, strip, row, head);
         if (p.bias.given()) {
             rows = bias_rows(p, strip, s, row);
-            dpositions = to.dpositions;
-            dtimes = to.dtimes;
         }
         const T* k = static_cast<const T*>(p.k) + s.first_row * p.k_row + kv_head * p.k_head;
         const T* v = static_cast<const T*>(p.v) + s.first_row * p.v_row + kv_head * p.v_head;
-        const int64_t dk_row = padded(p.head_dim), dv_row = padded(p.value_dim);
         const auto keys = [&](int64_t first, int count, const Spans& spans, bool full,
                               bool targets) {
             const int64_t at = targets ? s.history + first : first;
@@ -222,8 +251,7 @@ struct BackwardStrip {
             if (p.bias.given()) {
                 bias = bias_keys(p.bias, s, first, count, targets);
             }
-            block(p, strip.rows, k + at * p.k_row, v + at * p.v_row, to.dk + at * dk_row,
-                  to.dv + at * dv_row, first, count, spans, full, bias);
+            block(p, k + at * p.k_row, v + at * p.v_row, at, first, count, spans, full, bias);
         };
         const Spans spans = history_spans(p.batch, strip, s);
         const int64_t end = spans.keys();
@@ -231,14 +259,18 @@ struct BackwardStrip {
             if (!spans.blind(first, kBlockKeys)) {
                 const int count =
                     static_cast<int>(end - first < kBlockKeys ? end - first : kBlockKeys);
+                to.turn.wait(first + kBlockKeys);
                 keys(first, count, spans, spans.full(first, count), false);
+                to.turn.pass(first + kBlockKeys);
             }
         }
+        to.turn.wait(kAllKeys);
         if (strip.targets) {
             for_group_blocks(p.batch, strip, s, [&](int64_t first, int count, const Spans& own) {
                 keys(first, count, own, false, true);
             });
         }
+        to.turn.pass(kAllKeys);
         for (int i = 0; i < kLead; ++i) {
             delta[i] = p.scale;
         }

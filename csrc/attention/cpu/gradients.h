@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/attention.h"
+#include "attention/cpu/turns.h"
 
 namespace pylum::attention {
 namespace {
@@ -13,6 +14,7 @@ struct Gradients {
     float* dv;           // [keys of the sequence, padded(value_dim)]
     double* dpositions;  // of the bias's tables, where there is one
     double* dtimes;
+    Turn turn;  // to add to dk and dv
 };
 
 }  // namespace

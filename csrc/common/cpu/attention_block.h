@@ -169,6 +169,9 @@ struct Spans {
         const vint near = (load(begin + v * kLanes) <= k) & (ends > k);
         return key < context ? near | (ends > 0) : near;
     }
+    bool lane_sees(int lane, int64_t key) const {
+        return (begin[lane] <= key && key < end[lane]) || (key < context && end[lane] > 0);
+    }
 };
 
 inline vfloat logistic(vfloat x) { return 1.0f / (1.0f + exp2(x * -1.44269504f)); }
