@@ -29,18 +29,21 @@ struct Execution {
 }  // namespace pylum
 
 // PYLUM_CALL(x, on, run, params) in the room's namespace calls launch_run(params, stream) where the
-// tensor x is on a CUDA device, and the CPU kernel run(params) where it is not.
+// tensor x is on a CUDA device, and the CPU kernel run(params) where it is not; PYLUM_CALL_OR names
+// the host's call itself.
 #ifdef PYLUM_CUDA
 #include "common/cuda/device.h"
-#define PYLUM_CALL(tensor, on, fn, ...)                        \
+#define PYLUM_CALL_OR(tensor, on, fn, host_call, ...)          \
     do {                                                       \
         if ((tensor).cuda) {                                   \
             ::pylum::cuda::DeviceGuard guard((tensor).device); \
             launch_##fn(__VA_ARGS__, (on).stream);             \
         } else {                                               \
-            PYLUM_CPU_CALL(fn, __VA_ARGS__);                   \
+            host_call;                                         \
         }                                                      \
     } while (false)
 #else
-#define PYLUM_CALL(tensor, on, fn, ...) PYLUM_CPU_CALL(fn, __VA_ARGS__)
+#define PYLUM_CALL_OR(tensor, on, fn, host_call, ...) host_call
 #endif
+#define PYLUM_CALL(tensor, on, fn, ...) \
+    PYLUM_CALL_OR(tensor, on, fn, PYLUM_CPU_CALL(fn, __VA_ARGS__), __VA_ARGS__)

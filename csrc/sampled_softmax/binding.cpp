@@ -142,14 +142,8 @@ static void forward_py(const Tensor& queries, const Tensor& items, const Tensor&
     if (p.per_query) {
         PYLUM_CALL(queries, on, forward_per_query, p);
     } else {
-#ifdef PYLUM_CUDA
-        if (queries.cuda) {
-            const cuda::DeviceGuard guard(queries.device);
-            launch_forward_shared(p, on.stream);
-            return;
-        }
-#endif
-        PYLUM_CPU_CALL_AMX(p.dtype, forward_shared, p);
+        PYLUM_CALL_OR(queries, on, forward_shared, PYLUM_CPU_CALL_AMX(p.dtype, forward_shared, p),
+                      p);
     }
 }
 
@@ -182,14 +176,7 @@ static void scales_py(const std::optional<Tensor>& weights, bool mean, const Ten
                    .count = count,
                    .mean = mean,
                    .errors = on.errors};
-#ifdef PYLUM_CUDA
-    if (scales.cuda) {
-        const cuda::DeviceGuard guard(scales.device);
-        launch_scales(s, on.stream);
-        return;
-    }
-#endif
-    scale_on_host(s);
+    PYLUM_CALL_OR(scales, on, scales, scale_on_host(s), s);
 }
 
 static void reduce_on_host(const Reduction& r) {
@@ -213,14 +200,7 @@ static void reduce_py(const Tensor& losses, const Tensor& scales, const Tensor& 
                       .loss = loss.as<float>(),
                       .count = losses.size(0),
                       .sums = loss.dims == 0};
-#ifdef PYLUM_CUDA
-    if (losses.cuda) {
-        const cuda::DeviceGuard guard(losses.device);
-        launch_reduce(r, on.stream);
-        return;
-    }
-#endif
-    reduce_on_host(r);
+    PYLUM_CALL_OR(losses, on, reduce, reduce_on_host(r), r);
 }
 
 void register_op(py::module_& m) {
