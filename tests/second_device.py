@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -28,12 +30,24 @@ class SecondDevice(TorchFunctionMode):
     that mixes them with tensors of the host is an error, as it is on a GPU. ``waits`` counts, by
     name, the calls for which the host would wait for the GPU.
 
-    Autograd's own calls are not seen: a gradient is where its tensor is.
+    Autograd's own calls are not seen: a gradient is where its tensor is. Streams are names: what is
+    given to one is done at once.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self._patches = ExitStack()
+
+    def __enter__(self) -> SecondDevice:
+        calls = {"Stream": _Stream, "Event": _Event, "stream": _on, "current_stream": _current}
+        self._patches.enter_context(mock.patch.multiple(torch.cuda, **calls))
+        self._patches.enter_context(mock.patch.object(torch.Tensor, "record_stream", _record))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patches.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -44,6 +58,7 @@ class SecondDevice(TorchFunctionMode):
         if func == torch.Tensor.is_cpu.__get__:
             return not _is_second(args[0])
         name = getattr(func, "__name__", str(func))
+        kwargs.pop("pin_memory", None)
         if name in ("to", "cpu", "cuda", "pin_memory") and isinstance(args[0], torch.Tensor):
             return self._move(name, args, kwargs)
         given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
@@ -102,6 +117,46 @@ class SecondDevice(TorchFunctionMode):
             waits = len(args) == 1
         if waits:
             self.waits[name] += 1
+
+
+class _Stream:
+    def __init__(self, device: torch.device) -> None:
+        assert device == CUDA
+
+
+class _Event:
+    """Waits for what a stream has been given."""
+
+    def __init__(self) -> None:
+        self.recorded = False
+
+    def record(self, stream: _Stream) -> None:
+        assert isinstance(stream, _Stream)
+        self.recorded = True
+
+    def wait(self, stream: _Stream) -> None:
+        assert self.recorded and isinstance(stream, _Stream)
+
+
+def _record(x: torch.Tensor, stream: _Stream) -> None:
+    assert x.device == CUDA and isinstance(stream, _Stream)
+
+
+_STREAMS = [_Stream(CUDA)]
+
+
+@contextmanager
+def _on(stream: _Stream) -> Any:
+    _STREAMS.append(stream)
+    try:
+        yield
+    finally:
+        _STREAMS.pop()
+
+
+def _current(device: torch.device) -> _Stream:
+    assert device == CUDA
+    return _STREAMS[-1]
 
 
 def _is_second(x: Any) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
 from pylum.cache.digest import Bytes, event_bytes, matching, page_digests
 from pylum.cache.entry import Entry, single
+from pylum.cache.host_pool import HostPool
+from pylum.cache.lanes import Mark
 from pylum.cache.pool import Pool
 from pylum.cache.sliding import slide
 from pylum.data.events import Events
@@ -43,31 +46,73 @@ class Slot:
         self.entry.approximate = self.approximate
 
 
+@dataclass
+class _Moves:
+    """Copies between the device and the host that a call has decided on.
+
+    Rows that are copied back are given back when they have been: another user may not leave to
+    them before.
+
+    Args:
+        leaving: users with their entries, pages and rows.
+        coming: users.
+        pages: of the device they come to.
+        rows: of the host they come from, page for page.
+        emptied: all rows of theirs.
+        stored: when the rows hold what is to come.
+        slides: entries, behaviours kept and dropped.
+    """
+
+    leaving: list[tuple[Hashable, Entry, list[int], list[int]]] = field(default_factory=list)
+    coming: list[Hashable] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    emptied: list[int] = field(default_factory=list)
+    stored: list[Mark] = field(default_factory=list)
+    slides: list[tuple[Entry, int, int]] = field(default_factory=list)
+
+    def bring(self, user: Hashable, entry: Entry, pages: list[int], count: int) -> None:
+        """Move a user to ``pages`` of the device; the first ``count`` are copied."""
+        self.coming.append(user)
+        self.pages += pages[:count]
+        self.rows += entry.rows[:count]
+        self.emptied += entry.rows
+        if entry.copied is not None:
+            self.stored.append(entry.copied)
+        entry.pages, entry.rows, entry.copied = pages, [], None
+
+
 class Directory:
     """Entries in the order of their last use.
 
     Args:
         model: whose window is kept.
-        pool: of the pages.
+        pool: of the pages on the device.
+        host: of the pages of users who left the device.
         sliding: move the window by dropping its oldest behaviours, not by computing it anew.
     """
 
-    def __init__(self, model: UserModel, pool: Pool, sliding: bool) -> None:
-        self.model, self.pool, self.sliding = model, pool, sliding
+    def __init__(self, model: UserModel, pool: Pool, host: HostPool, sliding: bool) -> None:
+        self.model, self.pool, self.host, self.sliding = model, pool, host, sliding
         self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
-        names = ("hits", "misses", "bypassed", "evictions", "slides")
+        names = ("hits", "misses", "bypassed", "evictions", "offloads", "resumes", "slides")
         self.counts = dict.fromkeys(names, 0)
+        self._asked: set[Hashable] = set()
 
     def drop(self, users: Iterable[Hashable]) -> None:
         for user in users:
             entry = self.entries.pop(user, None)
             if entry is not None:
+                if entry.pages and entry.copied is not None:
+                    self.host.abandon(entry.copied)
                 self.pool.give(entry.pages)
+                self.host.give(entry.rows)
+                entry.pages, entry.rows = [], []
 
     def admit(
         self, users: Sequence[Hashable], whole: Events, events: Events
     ) -> tuple[list[Slot], torch.Tensor]:
-        """Find or make room for each user, and see what can be reused.
+        """Find or make room for each user on the device, and see what can be reused.
 
         Entries are emptied here and completed after the pass, so that an interrupted pass leaves
         none that promises more than its pages hold.
@@ -82,62 +127,178 @@ class Directory:
         """
         data, bounds = event_bytes(events), events.offsets.tolist()
         starts = window_starts(self.model.config, whole.lengths).tolist()
-        mine, done = set(users), set()
-        slots, lent = [], []
-        for b, user in enumerate(users):
-            history = data[bounds[b] : bounds[b + 1]]
-            entry = self.entries.get(user)
-            need = self.pool.pages_for(len(history)) - (len(entry.pages) if entry else 0)
-            if user in done or not self._room(need, mine):
-                lent.append(b)
-                continue
-            done.add(user)
-            mine_whole = single(whole, b)
-            if entry is None:
-                entry = self.entries[user] = Entry(mine_whole)
-            self.entries.move_to_end(user)
-            slots.append(self._slot(b, entry, history, mine_whole, starts[b]))
-            if need > 0:
-                entry.pages += self.pool.take(need)
-            elif need < 0:
-                self.pool.give(entry.pages[need:])
-                del entry.pages[need:]
-        self.counts["hits"] += sum(slot.reused > 0 for slot in slots)
-        self.counts["misses"] += sum(slot.reused == 0 for slot in slots)
+        self._asked = set(users)
+        slots: dict[Hashable, Slot] = {}
+        lent = []
+        with self._moving() as moves:
+            for b, user in enumerate(users):
+                slot = None
+                if user not in slots:
+                    history = data[bounds[b] : bounds[b + 1]]
+                    slot = self._slot(user, b, history, single(whole, b), starts[b], moves)
+                if slot is None:
+                    lent.append(b)
+                else:
+                    slots[user] = slot
+        for slot in slots.values():
+            if slot.entry.copied is not None:
+                slot.entry.copied.wait()
+                slot.entry.copied = None
+        for entry, kept, shift in moves.slides:
+            assert isinstance(self.model, LUM)
+            slide(self.model, self.pool, entry.pages, kept, shift)
+        for slot in slots.values():
+            needed = self.pool.pages_for(slot.length)
+            self.pool.give(slot.entry.pages[needed:])
+            del slot.entry.pages[needed:]
+        self.host.idle()
+        self.counts["slides"] += len(moves.slides)
+        self.counts["hits"] += sum(slot.reused > 0 for slot in slots.values())
+        self.counts["misses"] += sum(slot.reused == 0 for slot in slots.values())
         self.counts["bypassed"] += len(lent)
-        return slots, torch.tensor(lent, dtype=torch.int64)
+        return list(slots.values()), torch.tensor(lent, dtype=torch.int64)
 
-    def _slot(self, row: int, entry: Entry, history: Bytes, whole: Events, start: int) -> Slot:
-        """What of an entry a history reuses; the entry is emptied."""
+    def prefetch(self, users: Iterable[Hashable]) -> None:
+        """Bring users back to the device, as far as those of the last call leave room."""
+        users = [user for user in users if user in self.entries]
+        keep = self._asked | set(users)
+        with self._moving() as moves:
+            for user in users:
+                entry = self.entries[user]
+                if entry.rows:
+                    count = len(entry.rows)
+                    if not self._room(count, keep, moves):
+                        return
+                    moves.bring(user, entry, self.pool.take(count), count)
+                self.entries.move_to_end(user)
+
+    def _slot(
+        self,
+        user: Hashable,
+        row: int,
+        history: Bytes,
+        whole: Events,
+        start: int,
+        moves: _Moves,
+    ) -> Slot | None:
+        """Pages for a user and what they hold of his history; None: there is no room.
+
+        The entry is emptied.
+        """
+        known = self.entries.get(user)
+        entry = Entry(whole) if known is None else known
         digests = page_digests(history)
-        same = matching(history, digests, entry.digests, entry.behaviours)
-        held, known, was = entry.behaviours, entry.digests, entry.approximate
-        shift = start - entry.start
+        same, shift = self._same(entry, history, digests, whole, start)
+        # A window that moves is read where it lies before it fits its new pages.
+        held = self.pool.pages_of(same + shift)
+        need = max(self.pool.pages_for(len(history)), held) - len(entry.pages)
+        if not self._room(need, self._asked, moves):
+            return None
+        approximate = same > 0 and (entry.approximate or shift > 0)
         entry.history, entry.start = whole, start
         entry.behaviours, entry.digests = 0, []
-        if not same and self.sliding and 0 < shift < held:
-            before = event_bytes(whole)[start - shift :]
-            kept = matching(before, page_digests(before), known, held) - shift
-            if kept > 0:
-                assert isinstance(self.model, LUM)
-                slide(self.model, self.pool, entry.pages, kept, shift)
-                self.counts["slides"] += 1
-                same, was = kept, True
-        return Slot(row, entry, digests, len(history), same, was and same > 0)
+        self.entries[user] = entry
+        self.entries.move_to_end(user)
+        taken = self.pool.take(max(0, need))
+        if entry.rows:
+            moves.bring(user, entry, taken, held)
+        else:
+            entry.pages += taken
+        if shift:
+            moves.slides.append((entry, same, shift))
+        return Slot(row, entry, digests, len(history), same, approximate)
 
-    def _room(self, pages: int, keep: set[Hashable]) -> bool:
-        """Let users go, longest unused first and none of ``keep``, until ``pages`` are free."""
+    def _same(
+        self, entry: Entry, history: Bytes, digests: list[bytes], whole: Events, start: int
+    ) -> tuple[int, int]:
+        """Leading behaviours of a history that an entry holds, and how many before them slide
+        out."""
+        same = matching(history, digests, entry.digests, entry.behaviours)
+        shift = start - entry.start
+        if not same and self.sliding and 0 < shift < entry.behaviours:
+            before = event_bytes(whole)[start - shift :]
+            found = matching(before, page_digests(before), entry.digests, entry.behaviours)
+            if found > shift:
+                return found - shift, shift
+        return same, 0
+
+    def _room(self, pages: int, keep: set[Hashable], moves: _Moves) -> bool:
+        """Let users leave the device, longest unused first and none of ``keep``, until ``pages``
+        are free."""
         if pages <= self.pool.free:
             return True
         leaving, freed = [], self.pool.free
         for user, entry in self.entries.items():
-            if user not in keep:
+            if user not in keep and not entry.rows:
                 leaving.append(user)
                 freed += len(entry.pages)
                 if freed >= pages:
                     break
         if freed < pages:
             return False
+        for user in leaving:
+            self._leave(user, keep, moves)
+        return True
+
+    def _leave(self, user: Hashable, keep: set[Hashable], moves: _Moves) -> None:
+        """Move a user to the host, or drop him where it has no room."""
+        entry = self.entries[user]
+        count = self.pool.pages_of(entry.behaviours)
+        if not self.host.pages or not self._host_room(count, keep):
+            self.counts["evictions"] += 1
+            self.drop([user])
+            return
+        pages, rows = entry.pages, self.host.take(count)
+        if rows:
+            moves.leaving.append((user, entry, pages[:count], rows))
+        entry.pages, entry.rows, entry.copied = [], rows, None
+        self.pool.give(pages)
+
+    def _host_room(self, rows: int, keep: set[Hashable]) -> bool:
+        """Drop users from the host, longest unused first and none of ``keep``, until ``rows`` are
+        free."""
+        leaving, freed = [], self.host.free
+        for user, entry in self.entries.items():
+            if freed >= rows:
+                break
+            if user not in keep and not entry.pages:
+                leaving.append(user)
+                freed += len(entry.rows)
+        if freed < rows:
+            return False
         self.counts["evictions"] += len(leaving)
         self.drop(leaving)
         return True
+
+    @contextmanager
+    def _moving(self) -> Iterator[_Moves]:
+        """Decide on moves inside; the copies are queued at the end, those that leave first.
+
+        Where that fails, the users who were to move are gone.
+        """
+        moves = _Moves()
+        try:
+            yield moves
+            self._copy(moves)
+        except BaseException:
+            self.host.abandon_all()
+            self.drop([*(user for user, *_ in moves.leaving), *moves.coming])
+            raise
+        finally:
+            self.host.give(moves.emptied)
+
+    def _copy(self, moves: _Moves) -> None:
+        # Who was dropped from the host again by the same call is not copied to it.
+        leaving = [move for move in moves.leaving if move[1].rows is move[3]]
+        if leaving:
+            pages = [page for move in leaving for page in move[2]]
+            rows = [row for move in leaving for row in move[3]]
+            stored = self.host.leave(pages, rows)
+            for _, entry, _, _ in leaving:
+                entry.copied = stored
+        if moves.rows:
+            arrived = self.host.come(moves.rows, moves.pages, moves.stored)
+            for user in moves.coming:
+                self.entries[user].copied = arrived
+        self.counts["offloads"] += len(leaving)
+        self.counts["resumes"] += len(moves.coming)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pylum.cache.lanes import Mark
 from pylum.data.events import Events
 from pylum.data.schema import Field, Schema
 from pylum.ragged import lengths_to_offsets
@@ -18,19 +19,23 @@ class Entry:
 
     Args:
         history: everything passed of the user, in the model's rows.
-        pages: of the pool.
+        pages: of the pool, on the device.
+        rows: of the host's pool; who has some has no ``pages``.
         digests: of the cached behaviours, a page each.
         behaviours: how many the pages hold.
         start: which of the history is the first of them.
         approximate: whether their keys and values saw behaviours before ``start``.
+        copied: when the pages or rows hold what they were given last by a copy; None: at once.
     """
 
     history: Events
     pages: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     behaviours: int = 0
     start: int = 0
     approximate: bool = False
+    copied: Mark | None = None
 
 
 def single(events: Events, row: int) -> Events:

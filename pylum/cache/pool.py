@@ -13,8 +13,38 @@ from pylum.transfer import moved
 PAGE = 64  # tokens, as the kernels have it
 
 
-class Pool:
-    """Pages that are free or belong to a user; the slabs never move.
+class Pages:
+    """Numbers of pages that are free or belong to a user.
+
+    Args:
+        pages: how many there are; those from ``_used`` on were never taken.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self._used = 0
+        # The page freed last is taken first: it is the one most likely in a processor cache.
+        self._freed: list[int] = []
+
+    @property
+    def free(self) -> int:
+        """Number of free pages."""
+        return len(self._freed) + self.pages - self._used
+
+    def take(self, count: int) -> list[int]:
+        """Pages that are the caller's until given back; there must be enough."""
+        split = max(0, len(self._freed) - count)
+        taken, self._freed = self._freed[split:], self._freed[:split]
+        first = self._used
+        self._used += count - len(taken)
+        return [*taken, *range(first, self._used)]
+
+    def give(self, pages: Sequence[int]) -> None:
+        self._freed.extend(pages)
+
+
+class Pool(Pages):
+    """Pages on the device of a model; the slabs never move.
 
     Args:
         model: gives layers, heads and dtype.
@@ -22,6 +52,7 @@ class Pool:
     """
 
     def __init__(self, model: UserModel, pages: int) -> None:
+        super().__init__(pages)
         config = model.config
         self.config = config
         self.dtype, self.device = model.answer.weight.dtype, model.device
@@ -31,23 +62,6 @@ class Pool:
             for width in (key, value)
         )
         self.layers = [ops.pages_like(k, v, pages) for _ in range(config.layers)]
-        self.pages = pages
-        # The page freed last is taken first: it is the one most likely in a processor cache.
-        self._free = list(range(pages))[::-1]
-
-    @property
-    def free(self) -> int:
-        """Number of free pages."""
-        return len(self._free)
-
-    def take(self, count: int) -> list[int]:
-        """Pages that are the caller's until given back; there must be enough."""
-        split = len(self._free) - count
-        taken, self._free = self._free[split:], self._free[:split]
-        return taken
-
-    def give(self, pages: Sequence[int]) -> None:
-        self._free.extend(pages)
 
     def prefixes(
         self, tables: Sequence[Sequence[int]], lengths: torch.Tensor
@@ -69,8 +83,16 @@ class Pool:
         """Tokens of behaviours that are kept."""
         return self.config.tokens_per_behaviour * behaviours
 
+    def kept(self, behaviours: int) -> int:
+        """Tokens of behaviours and of the context before them; nothing is kept of none."""
+        return self.tokens(behaviours) + self.config.context_tokens if behaviours else 0
+
     def pages_for(self, behaviours: int) -> int:
         """Pages that hold the context, the tokens of behaviours, and what a question writes behind
         them."""
         more = self.config.context_tokens + self.config.passing_tokens
         return -(-(self.tokens(behaviours) + more) // PAGE)
+
+    def pages_of(self, behaviours: int) -> int:
+        """Pages that hold what is kept of behaviours."""
+        return -(-self.kept(behaviours) // PAGE)

@@ -13,6 +13,7 @@ from pylum import ops
 from pylum.cache import files
 from pylum.cache.directory import Directory, Slot
 from pylum.cache.entry import joined, merged
+from pylum.cache.host_pool import HostPool
 from pylum.cache.pool import PAGE, Pool
 from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
@@ -35,18 +36,28 @@ class UserCache:
     ``overflow="sliding"`` they are dropped all the same; answers are then approximate, and
     ``stats["approximate_users"]`` of a generation counts whose.
 
+    Users leave the device for the host's memory where ``host_tokens`` gives room there, longest
+    unused first, and come back when they are asked: their pages are copied, not computed, and
+    answers stay the same to the bit. On a GPU that memory is pinned; nobody waits for what leaves,
+    and :meth:`prefetch` starts what comes back before it is needed, as a call with several batches
+    does by itself. From there users leave for good, longest unused first.
+
     Everything is dropped when the weights of the model change. Calls from several threads take
     turns.
 
     Args:
         model: whose keys and values are kept.
-        max_tokens: room, two tokens a behaviour (one for HSTU's retrieval); users asked longest
-            ago leave first.
+        max_tokens: room on the model's device, two tokens a behaviour (one for HSTU's retrieval);
+            users asked longest ago leave first. A batch of users must fit; who does not is
+            answered without the cache.
         page: tokens of a page; the kernels know 64.
         overflow: ``"rebuild"``, or ``"sliding"`` (approximate).
+        host_tokens: more room, in the host's memory, for users who leave the device; 0: they leave
+            for good. It is allocated at once.
 
     Raises:
         ValueError: an argument is not as above, or the model has ``HSTUConfig.min_full``.
+        MemoryError: the host has no room for ``host_tokens``.
     """
 
     # Whether histories grow between calls.
@@ -59,11 +70,16 @@ class UserCache:
         page: int = PAGE,
         *,
         overflow: Literal["rebuild", "sliding"] = "rebuild",
+        host_tokens: int = 0,
     ) -> None:
         if page != PAGE:
             raise ValueError(f"page must be {PAGE}, got {page}")
         if max_tokens < PAGE:
             raise ValueError(f"max_tokens must be at least one page of {PAGE}, got {max_tokens}")
+        if host_tokens and host_tokens < PAGE:
+            raise ValueError(
+                f"host_tokens must be 0 or at least one page of {PAGE}, got {host_tokens}"
+            )
         if overflow not in ("rebuild", "sliding"):
             raise ValueError(f"overflow must be 'rebuild' or 'sliding', got {overflow!r}")
         if overflow == "sliding" and not isinstance(model, LUM):
@@ -77,11 +93,12 @@ class UserCache:
                 "changes as it grows, and with them all kept ones behind the first layer"
             )
         self.model = model
-        self.max_tokens = max_tokens
+        self.max_tokens, self.host_tokens = max_tokens, host_tokens
         self.overflow: Literal["rebuild", "sliding"] = overflow
         self.fingerprint = model.fingerprint()
         self._pool = Pool(model, max_tokens // PAGE)
-        self._directory = Directory(model, self._pool, overflow == "sliding")
+        self._host = HostPool(self._pool, host_tokens // PAGE)
+        self._directory = Directory(model, self._pool, self._host, overflow == "sliding")
         self._entries = self._directory.entries
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(("tokens_computed", "tokens_reused", "resets"), 0)
@@ -98,26 +115,44 @@ class UserCache:
         """Counts since the beginning, and what is held now.
 
         ``hits`` and ``misses`` count users of a call with and without anything reused;
-        ``bypassed`` those that found no room; ``slides`` counts windows moved by dropping, and
-        ``resets`` how often changed weights emptied it.
+        ``bypassed`` those that found no room; ``evictions`` users who left for good, ``offloads``
+        those who left for the host and ``resumes`` those who came back; ``slides`` counts windows
+        moved by dropping, and ``resets`` how often changed weights emptied it. ``users`` and
+        ``tokens`` are held in all, ``host_users`` and ``host_tokens`` of them in the host's memory.
         """
         with self._lock:
-            used = self._pool.pages - self._pool.free
+            entries = list(self._entries.values())
+            away = [entry for entry in entries if entry.rows]
             return {
                 **self._counts,
                 **self._directory.counts,
-                "users": len(self._entries),
-                "tokens": self._pool.tokens(
-                    sum(entry.behaviours for entry in self._entries.values())
-                ),
-                "pages": used,
+                "users": len(entries),
+                "tokens": self._pool.tokens(sum(entry.behaviours for entry in entries)),
+                "pages": self._pool.pages - self._pool.free,
                 "max_pages": self._pool.pages,
+                "host_users": len(away),
+                "host_tokens": self._pool.tokens(sum(entry.behaviours for entry in away)),
+                "host_pages": self._host.pages - self._host.free,
+                "max_host_pages": self._host.pages,
             }
 
     def invalidate(self, users: Iterable[Hashable] | None = None) -> None:
         """Forget ``users``; None: everyone. Users that are not held are ignored."""
         with self._lock:
             self._directory.drop(list(self._entries if users is None else users))
+            self._host.idle()
+
+    def prefetch(self, users: Iterable[Hashable]) -> None:
+        """Start to bring users back from the host's memory to the device, and do not wait for it.
+
+        The call that asks them waits for what is still on its way. They come in their order as far
+        as there is room beside the users of the last call; users who are on the device or not held
+        are ignored, but count as used now.
+        """
+        users = list(users)
+        with self._lock, torch.inference_mode():
+            self._check(self.model)
+            self._directory.prefetch(users)
 
     def events(self, users: Sequence[Hashable]) -> Events:
         """Whole histories as they were last passed or appended, in the model's rows.
@@ -187,15 +222,25 @@ class UserCache:
             about = {
                 "fingerprint": self.fingerprint,
                 "max_tokens": self.max_tokens,
+                "host_tokens": self.host_tokens,
                 "overflow": self.overflow,
             }
-            files.save(path, self._entries, self._pool, self.model.schema, about)
+            self._host.begin()
+            files.save(path, self._entries, self._pool, self._host, self.model.schema, about)
+            self._host.end()
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: UserModel, max_tokens: int | None = None
+        cls,
+        path: str | os.PathLike[str],
+        model: UserModel,
+        max_tokens: int | None = None,
+        host_tokens: int | None = None,
     ) -> UserCache:
         """A cache saved by :meth:`save`; where there is less room, users asked last are kept.
+
+        Args:
+            max_tokens, host_tokens: room; None: as it was.
 
         Raises:
             FileNotFoundError: there is no cache at ``path``.
@@ -203,13 +248,14 @@ class UserCache:
         """
         about, tensors = files.read(path)
         room = about["max_tokens"] if max_tokens is None else max_tokens
-        cache = cls(model, room, overflow=about["overflow"])
+        more = about["host_tokens"] if host_tokens is None else host_tokens
+        cache = cls(model, room, overflow=about["overflow"], host_tokens=more)
         if about["fingerprint"] != cache.fingerprint:
             raise ValueError(
                 f"the cache is of another model, {about['fingerprint']}, not {cache.fingerprint}"
             )
         with torch.inference_mode():
-            entries = files.restore(about["users"], tensors, model.schema, cache._pool)
+            entries = files.restore(about["users"], tensors, model.schema, cache._pool, cache._host)
         cache._entries.update(entries)
         return cache
 
@@ -234,32 +280,41 @@ class UserCache:
         """
         with self._lock:
             self._check(model)
-            slots, lent = self._directory.admit(users, whole, events)
-            if not len(lent):
-                out = self._run(slots, events, questions)
-            else:
-                held = torch.tensor([slot.row for slot in slots], dtype=torch.int64)
-                asked, lines = questions.users(held)
-                kept = self._run(slots, events.users(held), asked)
-                out = kept.new_empty(len(questions), kept.shape[1])
-                out[moved(lines, out.device)] = kept
-                asked, lines = questions.users(lent)
-                out[moved(lines, out.device)] = answer(self.model, events.users(lent), asked)
-            reused = self._pool.tokens(sum(slot.reused for slot in slots))
-            computed = self._pool.tokens(events.total) - reused + len(questions)
-            if isinstance(questions, Candidates):
-                computed += len(events)
-            warm = sum(slot.reused > 0 for slot in slots)
-            computed += self.model.config.context_tokens * (len(events) - warm)
-            reused += self.model.config.context_tokens * warm
-            self._counts["tokens_computed"] += computed
-            self._counts["tokens_reused"] += reused
-            work = {
-                "tokens_computed": computed,
-                "tokens_reused": reused,
-                "approximate_users": sum(slot.approximate for slot in slots),
-            }
-            return out, work
+            self._host.begin()
+            try:
+                return self._answer(users, whole, events, questions)
+            finally:
+                self._host.end()
+
+    def _answer(
+        self, users: Sequence[Hashable], whole: Events, events: Events, questions: Asking
+    ) -> tuple[torch.Tensor, dict[str, int]]:
+        slots, lent = self._directory.admit(users, whole, events)
+        if not len(lent):
+            out = self._run(slots, events, questions)
+        else:
+            held = torch.tensor([slot.row for slot in slots], dtype=torch.int64)
+            asked, lines = questions.users(held)
+            kept = self._run(slots, events.users(held), asked)
+            out = kept.new_empty(len(questions), kept.shape[1])
+            out[moved(lines, out.device)] = kept
+            asked, lines = questions.users(lent)
+            out[moved(lines, out.device)] = answer(self.model, events.users(lent), asked)
+        reused = self._pool.tokens(sum(slot.reused for slot in slots))
+        computed = self._pool.tokens(events.total) - reused + len(questions)
+        if isinstance(questions, Candidates):
+            computed += len(events)
+        warm = sum(slot.reused > 0 for slot in slots)
+        computed += self.model.config.context_tokens * (len(events) - warm)
+        reused += self.model.config.context_tokens * warm
+        self._counts["tokens_computed"] += computed
+        self._counts["tokens_reused"] += reused
+        work = {
+            "tokens_computed": computed,
+            "tokens_reused": reused,
+            "approximate_users": sum(slot.approximate for slot in slots),
+        }
+        return out, work
 
     def _check(self, model: UserModel) -> None:
         """Empty the cache where weights changed; refuse another model or device."""

@@ -119,7 +119,7 @@ def generate_batches(
         on_unknown=on_unknown,
         batch_tokens=batch_tokens,
     )
-    return (request.batch(*span) for span in request.spans())
+    return request.batches()
 
 
 def _check_hstu(model: HSTU, conditions: Any) -> None:
@@ -197,13 +197,21 @@ class _Request:
                 return
             start = stop
 
-    def batch(self, start: int, stop: int) -> Generation:
+    def batches(self) -> Iterator[Generation]:
+        spans = list(self.spans())
+        for (start, stop), (_, after) in zip(spans, [*spans[1:], (0, 0)], strict=True):
+            yield self._batch(start, stop, after)
+
+    def _batch(self, start: int, stop: int, after: int) -> Generation:
+        """Users ``start`` to ``stop``; those to ``after`` are the next."""
         asked = self.conditions.users(start, stop)
         whole = self.events.users(torch.arange(start, stop))
         events = windows(self.model.config, whole)
         questions = Questions(asked.columns, asked.offsets, None, self._times(start, stop))
         with asking(self.model):
             embeddings, work = self._embed(start, stop, whole, events, questions)
+            if self.cache is not None and after > stop:
+                self.cache.prefetch(self.users[stop:after])
             rows, scores = self._select(embeddings, start, stop)
         return Generation(
             embeddings.float().cpu(),

@@ -140,6 +140,52 @@ def test_users_without_room_and_another_device(device):
         generate(mine, histories(), ASK, cache=cache)
 
 
+def test_users_leave_for_the_host_and_come_back(device, tmp_path):
+    """A device with room for one user answers as one with room for all, to the bit."""
+    mine, theirs = pair()
+    small, large = UserCache(theirs, 192, host_tokens=4096), UserCache(theirs, 4096)
+    small._host._staged_pages = 2
+    for _ in range(2):
+        for user, events in histories().items():
+            found, expected = (
+                generate(theirs, {user: events}, ASK, cache=cache) for cache in (small, large)
+            )
+            assert torch.equal(found.embeddings, expected.embeddings)
+            assert found.stats == expected.stats
+    small.prefetch(["u33"])
+    assert not small.append(["u33"], [[event(3, 1_700_100_000)]])
+    whole = {"u33": [*histories()["u33"], event(3, 1_700_100_000)]}
+    with device.host():
+        expected = generate(mine, whole, ASK)
+    same(generate(theirs, ["u33"], ASK, cache=small), expected)
+    assert small.stats["resumes"] >= 3 and not small.stats["evictions"]
+    if device.pages_are_of_cuda:
+        small.save(tmp_path / "cache")
+        loaded = UserCache.load(tmp_path / "cache", theirs, 192)
+        assert loaded.stats["host_users"] == small.stats["host_users"] > 1
+        for user, events in histories().items():
+            whole.setdefault(user, events)
+            with device.host():
+                expected = generate(mine, {user: whole[user]}, ASK)
+            same(generate(theirs, [user], ASK, cache=loaded), expected)
+        assert loaded.stats["tokens_computed"] == 3 * len(whole)
+
+
+def test_copies_wait_for_nothing(device):
+    """The host queues what leaves and what comes back, and goes on."""
+    _, theirs = pair()
+    cache = UserCache(theirs, 192, host_tokens=4096)
+    for user, events in histories().items():
+        generate(theirs, {user: events}, ASK, cache=cache)
+    if device.waits is None:
+        pytest.skip("waits are counted without a GPU")
+    device.waits.clear()
+    cache.prefetch(["u33"])
+    generate(theirs, {"u33": histories()["u33"]}, ASK, cache=cache)
+    assert cache.stats["resumes"] == 1
+    assert device.waits == Counter({"cpu": 3})
+
+
 def test_grouped_is_alone_and_the_cache_changes_nothing(device):
     _, theirs = pair()
     grouped = generate(theirs, histories(), ASK)
