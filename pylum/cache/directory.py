@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from pylum.cache.digest import Bytes, event_bytes, matching, page_digests
 from pylum.cache.entry import Entry, single
 from pylum.cache.host_pool import HostPool
-from pylum.cache.lanes import Mark
+from pylum.cache.moves import Moves
 from pylum.cache.pool import Pool
 from pylum.cache.sliding import slide
 from pylum.data.events import Events
@@ -44,42 +44,6 @@ class Slot:
         """Say that the pages hold the window."""
         self.entry.behaviours, self.entry.digests = self.length, self.digests
         self.entry.approximate = self.approximate
-
-
-@dataclass
-class _Moves:
-    """Copies between the device and the host that a call has decided on.
-
-    Rows that are copied back are given back when they have been: another user may not leave to
-    them before.
-
-    Args:
-        leaving: users with their entries, pages and rows.
-        coming: users.
-        pages: of the device they come to.
-        rows: of the host they come from, page for page.
-        emptied: all rows of theirs.
-        stored: when the rows hold what is to come.
-        slides: entries, behaviours kept and dropped.
-    """
-
-    leaving: list[tuple[Hashable, Entry, list[int], list[int]]] = field(default_factory=list)
-    coming: list[Hashable] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    emptied: list[int] = field(default_factory=list)
-    stored: list[Mark] = field(default_factory=list)
-    slides: list[tuple[Entry, int, int]] = field(default_factory=list)
-
-    def bring(self, user: Hashable, entry: Entry, pages: list[int], count: int) -> None:
-        """Move a user to ``pages`` of the device; the first ``count`` are copied."""
-        self.coming.append(user)
-        self.pages += pages[:count]
-        self.rows += entry.rows[:count]
-        self.emptied += entry.rows
-        if entry.copied is not None:
-            self.stored.append(entry.copied)
-        entry.pages, entry.rows, entry.copied = pages, [], None
 
 
 class Directory:
@@ -179,7 +143,7 @@ class Directory:
         history: Bytes,
         whole: Events,
         start: int,
-        moves: _Moves,
+        moves: Moves,
     ) -> Slot | None:
         """Pages for a user and what they hold of his history; None: there is no room.
 
@@ -222,7 +186,7 @@ class Directory:
                 return found - shift, shift
         return same, 0
 
-    def _room(self, pages: int, keep: set[Hashable], moves: _Moves) -> bool:
+    def _room(self, pages: int, keep: set[Hashable], moves: Moves) -> bool:
         """Let users leave the device, longest unused first and none of ``keep``, until ``pages``
         are free."""
         if pages <= self.pool.free:
@@ -240,7 +204,7 @@ class Directory:
             self._leave(user, keep, moves)
         return True
 
-    def _leave(self, user: Hashable, keep: set[Hashable], moves: _Moves) -> None:
+    def _leave(self, user: Hashable, keep: set[Hashable], moves: Moves) -> None:
         """Move a user to the host, or drop him where it has no room."""
         entry = self.entries[user]
         count = self.pool.pages_of(entry.behaviours)
@@ -271,12 +235,12 @@ class Directory:
         return True
 
     @contextmanager
-    def _moving(self) -> Iterator[_Moves]:
+    def _moving(self) -> Iterator[Moves]:
         """Decide on moves inside; the copies are queued at the end, those that leave first.
 
         Where that fails, the users who were to move are gone.
         """
-        moves = _Moves()
+        moves = Moves()
         try:
             yield moves
             self._copy(moves)
@@ -287,7 +251,7 @@ class Directory:
         finally:
             self.host.give(moves.emptied)
 
-    def _copy(self, moves: _Moves) -> None:
+    def _copy(self, moves: Moves) -> None:
         # Who was dropped from the host again by the same call is not copied to it.
         leaving = [move for move in moves.leaving if move[1].rows is move[3]]
         if leaving:
