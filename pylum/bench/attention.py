@@ -32,6 +32,8 @@ def entries() -> Iterator[tuple[str, Callable[[], Entry]]]:
         for mode in (0, 1):
             wanted = ((5.0, 8.0) if dtype == torch.bfloat16 else (2.3, 2.5))[mode]
             yield f"packed causal, {MODES[mode][0]}", partial(packed, dtype, mode, wanted)
+        for mode in (0, 1):
+            yield f"few heads, {MODES[mode][0]}", partial(few_heads, dtype, mode)
     for length, goal in ((256, 5.0), (1024, 8.0), (4096, 12.0)):
         for mode in (0, 1):
             wanted = 5.0 if mode else goal
@@ -93,6 +95,31 @@ def packed(dtype: torch.dtype, mode: int, goal: float) -> Entry:
         run(lambda q, k, v: ops.attention(q, k, v, offsets), *tensors),
         {"SDPA by sequence": run(lambda q, k, v: by_sequence(q, k, v, sizes), *tensors)},
         factor * HEADS * 64 * float((lengths * (lengths + 1) // 2).sum()),
+        0,
+        dtype,
+    )
+
+
+def few_heads(dtype: torch.dtype, mode: int) -> Entry:
+    """One sequence and key head: its rows are all there is to share among threads."""
+    title, run, factor = MODES[mode]
+    length, heads = 4096, 2
+    q, k, v = (
+        x[:, :n].contiguous() for x, n in zip(qkv(length, 64, dtype), (heads, 1, 1), strict=True)
+    )
+    offsets = torch.tensor([0, length])
+
+    def composed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    return Entry(
+        f"few heads, {title}",
+        f"L {length}, D 64, {heads} heads of one key head, {name(dtype)}",
+        None,
+        run(lambda q, k, v: ops.attention(q, k, v, offsets), q, k, v),
+        {"SDPA": run(composed, q, k, v)},
+        factor * heads * 64 * length * (length + 1) / 2,
         0,
         dtype,
     )
