@@ -40,7 +40,7 @@ MEANING = {
     "+ matching": "the vector, and how similar the item is to each answer",
     BOTH: "all three",
     SHUFFLED: "another user's answers, a control: must not beat + e_i",
-    MISSING: "trained on all three, asked when nothing is known",
+    MISSING: "trained on all three, asked when nothing is known: the base",
     ALL: "no knowledge, but also trained on the user model's own rows",
     BOTH_ALL: "the same rows, knowledge left out for the user model's own",
 }
@@ -135,6 +135,7 @@ def run_arms(
     knowledge: Knowledge,
     *,
     rankers: Mapping[str, Mapping[str, Any]],
+    on_all: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     arms: Sequence[str] = (*ARMS, ALL, BOTH_ALL),
     earlier: pa.Table | None = None,
@@ -150,6 +151,8 @@ def run_arms(
         train, valid, test: rows; the epoch is chosen on ``valid``.
         knowledge: as of all of them.
         rankers: by name, settings.
+        on_all: by name, settings of :data:`ALL` and :data:`BOTH_ALL` over these: more rows may
+            want others.
         seeds: of the rankers.
         arms: some of :data:`ARMS`, :data:`ALL` and :data:`BOTH_ALL`.
         earlier: the rows the user model was trained on: floors are the means of these and
@@ -173,6 +176,7 @@ def run_arms(
     scores = {name: line[None] for name, line in {**means, **(more or {})}.items()}
     other = shuffled(knowledge)
     for name, settings in rankers.items():
+        bases: dict[tuple[str, int], Ranker] = {}
         for arm in arms:
             everything = arm in (ALL, BOTH_ALL)
             if everything and earlier is None:
@@ -183,13 +187,20 @@ def run_arms(
             missing: list[npt.NDArray[np.float64]] = []
             for seed in seeds:
                 inputs = {"inputs": parts} if parts else {}
-                ranker = Ranker(name, schema, given, **inputs, **{**settings, "seed": seed})
+                chosen = {**settings, **((on_all or {}).get(name, {}) if everything else {})}
+                ranker = Ranker(name, schema, given, **inputs, **{**chosen, "seed": seed})
+                # An arm's answer without knowledge is its base: it is trained once.
+                base = bases.get((ALL if everything else BASE, seed)) if parts else None
                 ranker.fit(
                     whole if everything else train,
                     valid=valid,
+                    init=base,
                     known=later if arm == BOTH_ALL else None,
+                    only_knowledge=base is not None,
                     allow_in_sample=allow_in_sample,
                 )
+                if not parts:
+                    bases[arm, seed] = ranker
                 lines.append(ranker.predict(test).astype(np.float64))
                 if arm == BOTH:
                     nothing = ranker.predict(test, knowledge=_forgotten(knowledge))
@@ -208,6 +219,8 @@ def table(title: str, found: Comparison) -> str:
     lines = [heads]
     over = {name: row for (name, base), row in found.gains.items() if base.endswith(f" {BASE}")}
     for name, row in found.values.items():
+        if name.endswith(f" {BASE}"):
+            lines.append([""] * len(heads))
         cells = [f"{row[m].value:.4f}" if m in row else "" for m in METRICS]
         if "AUC" in row:
             cells[0] = str(row["AUC"])

@@ -95,9 +95,10 @@ class Read:
 class Network(nn.Module, ABC):
     """A ranker: a head answers from the rows alone, a second one corrects it by what is known.
 
-    The first head is trained as if there were no knowledge, and is the answer where there is none:
-    a ranker is no worse for knowledge that is missing. The second begins at zero: a ranker that
-    gains knowledge begins as the one it was.
+    The first head and all it reads are trained as if there were no knowledge, and are the answer
+    where there is none: a ranker is no worse for knowledge that is missing. The second head reads
+    the same and moves none of it. It begins at zero: a ranker that gains knowledge begins as the
+    one it was.
     """
 
     head: Head
@@ -116,20 +117,26 @@ class Network(nn.Module, ABC):
     def read(self, rows: Coded) -> Read:
         """The part that knowledge does not enter."""
 
-    def answers(self, read: Read, known: Known | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``[B]`` logits of the rows alone, and with knowledge; None without."""
-        alone = self.head(read.x, None)
-        if read.added is not None:
-            alone = alone + read.added
-        if self.informed is None or known is None:
-            return alone, None
-        change = torch.where(known.some, self.informed(read.x, known), 0)
-        return alone, alone.detach() + change
+    def alone(self, read: Read) -> torch.Tensor:
+        """``[B]`` logits of the rows alone."""
+        found = self.head(read.x, None)
+        return found if read.added is None else found + read.added
+
+    def corrected(self, x: torch.Tensor, alone: torch.Tensor, known: Known) -> torch.Tensor:
+        """``[B]`` logits with knowledge, of ``x`` and the logits of the same rows alone.
+
+        Where nothing is known these stay. No weight that they came from is moved.
+        """
+        assert self.informed is not None
+        return alone.detach() + torch.where(known.some, self.informed(x.detach(), known), 0)
 
     def forward(self, rows: Coded, known: Known | None) -> torch.Tensor:
         """``[B]`` logits."""
-        alone, informed = self.answers(self.read(rows), known)
-        return alone if informed is None else informed
+        read = self.read(rows)
+        alone = self.alone(read)
+        if self.informed is None or known is None:
+            return alone
+        return self.corrected(read.x, alone, known)
 
 
 def mlp(width: int, hidden: tuple[int, ...]) -> nn.Sequential:

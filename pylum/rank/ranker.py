@@ -15,6 +15,7 @@ from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
 from pylum.rank import training
+from pylum.rank.answers import Batches
 from pylum.rank.coding import Coder
 from pylum.rank.joining import join
 from pylum.rank.known import KnownSizes
@@ -23,7 +24,6 @@ from pylum.rank.reading import columns_of, knowledge_of, read_all
 from pylum.rank.rows import Rows
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
-from pylum.rank.training import Batches
 from pylum.rank.utilisation import PARTS, Inputs, check_pinned
 
 KIND = "pylum ranker"
@@ -88,6 +88,7 @@ class Ranker:
         valid: Any = None,
         init: Ranker | None = None,
         known: Any = None,
+        only_knowledge: bool = False,
         allow_in_sample: bool = False,
     ) -> Ranker:
         """Train on labelled rows.
@@ -105,16 +106,21 @@ class Ranker:
                 fingerprint is another vector space and begins anew.
             known: ``[N]`` booleans: rows that knowledge may be read for. The others, such as those
                 the user model was trained on, are learned from as if nothing were known. None: all.
+            only_knowledge: train only what knowledge changes of the answers of ``init``, which
+                stays the answer where nothing is known.
             allow_in_sample: also read it for rows not later than the user model's training.
 
         Returns:
             itself.
 
         Raises:
-            ValueError: a column is missing, the labels are all alike, rows are in-sample, or
-                ``init`` does not fit.
+            ValueError: a column is missing, the labels are all alike, rows are in-sample,
+                ``init`` does not fit, or ``only_knowledge`` lacks it or knowledge.
             TypeError: a column's type does not fit its kind.
         """
+        if only_knowledge and (init is None or self.knowledge is None):
+            lacks = "init" if init is None else "knowledge"
+            raise ValueError(f"only_knowledge must be given with {lacks}, got none")
         source = self._rows(rows, self.knowledge, True)
         old = self._old(init)
         coder = Coder.fit(self.schema, source, self.settings.min_count, old.coder if old else None)
@@ -151,7 +157,7 @@ class Ranker:
             held = read_all(coder, self._rows(valid, self.knowledge, True, "valid"), self.knowledge)
             later = Batches(held[0], self.knowledge, inputs, held[1])
         batches = Batches(coded, self.knowledge, inputs, joined)
-        self.history = training.train(network, batches, self.settings, later)
+        self.history = training.train(network, batches, self.settings, later, only_knowledge)
         return self
 
     def predict(

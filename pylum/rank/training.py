@@ -8,19 +8,16 @@ import torch
 from torch import nn
 
 from pylum.data.vocab import Vocab
-from pylum.knowledge import Knowledge
-from pylum.rank.coding import Coded
+from pylum.rank.answers import Batches, First, Second
 from pylum.rank.din import DIN
 from pylum.rank.dlrm import DLRM
 from pylum.rank.embeddings import Embeddings
 from pylum.rank.ftrl import FTRL
-from pylum.rank.joining import Joined
-from pylum.rank.known import Known, KnownSizes
-from pylum.rank.network import Network, Read
+from pylum.rank.known import KnownSizes
+from pylum.rank.network import Network
 from pylum.rank.schema import Schema
 from pylum.rank.settings import Settings
 from pylum.rank.sim import SIM
-from pylum.rank.utilisation import Inputs
 from pylum.rank.wide_deep import WideDeep
 
 NETWORKS: dict[str, type[Network]] = {
@@ -29,32 +26,7 @@ NETWORKS: dict[str, type[Network]] = {
     "din": DIN,
     "sim_rank": SIM,
 }
-
-
-class Batches:
-    """Rows beside what is known of them, taken by index.
-
-    Args:
-        rows: coded.
-        knowledge, inputs, joined: or None for a ranker without.
-    """
-
-    def __init__(
-        self,
-        rows: Coded,
-        knowledge: Knowledge | None = None,
-        inputs: Inputs | None = None,
-        joined: Joined | None = None,
-    ) -> None:
-        self.rows, self.knowledge, self.inputs, self.joined = rows, knowledge, inputs, joined
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def at(self, index: torch.Tensor) -> tuple[Coded, Known | None]:
-        if self.inputs is None or self.knowledge is None or self.joined is None:
-            return self.rows.take(index), None
-        return self.rows.take(index), self.inputs.gather(self.knowledge, self.joined, index)
+INFORMED = "informed."  # how the names of the weights that knowledge is read by begin
 
 
 def build(
@@ -67,58 +39,94 @@ def build(
 
 
 def train(
-    network: Network, batches: Batches, settings: Settings, valid: Batches | None
+    network: Network,
+    batches: Batches,
+    settings: Settings,
+    valid: Batches | None,
+    only_knowledge: bool = False,
 ) -> list[dict[str, float]]:
-    """Fit in place; with ``valid`` the weights of the epoch with the least loss there are kept.
+    """Fit in place: first the answer of the rows alone, then what knowledge changes of it.
+
+    The first is trained as a ranker without knowledge is, to the same weights. The second is
+    trained on what the first reads, which stays as it is: weights that both moved would come to
+    lean on knowledge, and answer worse where there is none.
+
+    With ``valid`` each keeps the weights of its epoch with the least loss there, and the second
+    those it began with if no epoch has less: knowledge that does not help there changes nothing.
+
+    Args:
+        only_knowledge: leave the first as it is.
 
     Returns:
-        For each epoch its mean training loss and, with ``valid``, the same there.
+        For each epoch its mean training loss and, with ``valid``, the same there; the second's
+        epochs count from 1 again and hold ``"knowledge"``: 1.
     """
-    steps = _optimisers(network, settings)
+    named = dict(network.named_parameters())
+    second = {name: p for name, p in named.items() if name.startswith(INFORMED)}
+    history: list[dict[str, float]] = []
+    if not only_knowledge:
+        first = {name: p for name, p in named.items() if name not in second}
+        held = None if valid is None else First(network, valid)
+        history = _fit(network, first, settings, First(network, batches), held, network)
+    network.eval()
+    if network.informed is not None:
+        size = settings.batch_rows
+        rows = Second(network, batches, settings.knowledge_dropout, size)
+        later = None if valid is None else Second(network, valid, 0, size)
+        found = _fit(network, second, settings, rows, later, network.informed)
+        history += [{**entry, "knowledge": 1} for entry in found]
+    return history
+
+
+def _fit(
+    network: Network,
+    trained: dict[str, nn.Parameter],
+    settings: Settings,
+    rows: First | Second,
+    valid: First | Second | None,
+    module: nn.Module,
+) -> list[dict[str, float]]:
+    """Train one of the two answers, by its own weights; ``module`` is what holds these."""
+    steps = _optimisers(network, trained, settings)
     history: list[dict[str, float]] = []
     best: dict[str, torch.Tensor] = {}
-    wide = network.wide if isinstance(network, WideDeep) else None
+    least = torch.inf
+    if valid is not None and isinstance(valid, Second):
+        least, best = _score(valid, settings, module), _copy(trained)
     # Rows come in one order whatever else is drawn, so that arms differ in their inputs alone.
     order = torch.Generator().manual_seed(settings.seed + 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed + 1)
         for epoch in range(settings.epochs):
-            network.train()
+            module.train()
             total = 0.0
-            for index in torch.randperm(len(batches), generator=order).split(settings.batch_rows):
-                rows, known = batches.at(index)
-                assert rows.labels is not None
-                read = network.read(rows)
-                if known is not None and settings.knowledge_dropout:
-                    known = known.dropped(settings.knowledge_dropout)
-                main = _both(network, read, known, rows.labels)
-                searched = [_loss(logits, rows.labels) for logits in read.auxiliary]
-                # Each answer weighs as the only one of a ranker without knowledge does, and so
-                # beside weight decay and L1 as well.
-                answers = 1 if known is None else 2
-                loss = torch.stack([answers * main, *searched]).sum()
+            for index in torch.randperm(len(rows), generator=order).split(settings.batch_rows):
+                losses = rows.losses(index)
+                loss = torch.stack(losses).sum()
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(
                         f"the loss is {float(loss.detach())} in epoch {epoch + 1}: "
                         f"lower lr = {settings.lr}"
                     )
                 loss.backward()
+                wide = trained.get("wide")
                 if wide is not None and wide.grad is not None:
                     # FTRL counts examples: its L1 and learning rate are those of their sum.
                     wide.grad.mul_(len(index))
                 for step in steps:
                     step.step()
                     step.zero_grad()
-                total += float(main.detach()) * len(index)
-            entry = {"epoch": epoch + 1, "loss": total / len(batches)}
+                total += float(losses[0].detach()) * len(index)
+            entry = {"epoch": epoch + 1, "loss": total / len(rows)}
             if valid is not None:
-                entry["valid"] = _score(network, valid, settings)
-                if entry["valid"] <= min([e["valid"] for e in history], default=torch.inf):
-                    best = {n: t.detach().clone() for n, t in network.state_dict().items()}
+                entry["valid"] = _score(valid, settings, module)
+                if entry["valid"] <= least:
+                    least, best = entry["valid"], _copy(trained)
             history.append(entry)
-    if best:
-        network.load_state_dict(best)
-    network.eval()
+    with torch.no_grad():
+        for name, kept in best.items():
+            trained[name].copy_(kept)
+    module.eval()
     return history
 
 
@@ -127,7 +135,7 @@ def logits(network: Network, batches: Batches, batch_rows: int) -> Iterator[torc
     network.eval()
     with torch.inference_mode():
         for index in torch.arange(len(batches)).split(batch_rows):
-            yield network(*batches.at(index))
+            yield network(batches.rows.take(index), batches.known(index))
 
 
 def carry_over(old: Network, new: Network, keep_knowledge: bool) -> None:
@@ -148,7 +156,7 @@ def carry_over(old: Network, new: Network, keep_knowledge: bool) -> None:
     }
     with torch.no_grad():
         for name, p in new.named_parameters():
-            if name.startswith("informed.") and not keep_knowledge:
+            if name.startswith(INFORMED) and not keep_knowledge:
                 continue
             if name in tables and before[name].shape[1:] == p.shape[1:]:
                 p.copy_(before[name][0].expand_as(p))
@@ -163,44 +171,39 @@ def carry_over(old: Network, new: Network, keep_knowledge: bool) -> None:
                 )
 
 
-def _optimisers(network: Network, settings: Settings) -> list[torch.optim.Optimizer]:
+def _optimisers(
+    network: Network, trained: dict[str, nn.Parameter], settings: Settings
+) -> list[torch.optim.Optimizer]:
+    deep = [p for name, p in trained.items() if name != "wide"]
     if not isinstance(network, WideDeep):
         adam = torch.optim.Adam(
-            network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+            deep, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         return [adam]
-    deep = [p for name, p in network.named_parameters() if name != "wide"]
-    return [
-        torch.optim.Adagrad(deep, lr=settings.lr, weight_decay=settings.weight_decay),
-        FTRL(
-            [network.wide],
-            alpha=settings.ftrl_alpha,
-            l1=settings.ftrl_l1,
-            l2=settings.ftrl_l2,
-        ),
+    steps: list[torch.optim.Optimizer] = [
+        torch.optim.Adagrad(deep, lr=settings.lr, weight_decay=settings.weight_decay)
     ]
+    if "wide" in trained:
+        steps.append(
+            FTRL(
+                [trained["wide"]],
+                alpha=settings.ftrl_alpha,
+                l1=settings.ftrl_l1,
+                l2=settings.ftrl_l2,
+            )
+        )
+    return steps
 
 
-def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+def _copy(trained: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trained.items()}
 
 
-def _both(network: Network, read: Read, known: Known | None, labels: torch.Tensor) -> torch.Tensor:
-    """Mean loss of the answers without and with knowledge; without any, of the one."""
-    alone, informed = network.answers(read, known)
-    if informed is None:
-        return _loss(alone, labels)
-    return (_loss(alone, labels) + _loss(informed, labels)) / 2
-
-
-def _score(network: Network, batches: Batches, settings: Settings) -> float:
+def _score(rows: First | Second, settings: Settings, module: nn.Module) -> float:
     """What training minimises, on other rows."""
     total = 0.0
-    network.eval()
+    module.eval()
     with torch.inference_mode():
-        for index in torch.arange(len(batches)).split(settings.batch_rows):
-            rows, known = batches.at(index)
-            assert rows.labels is not None
-            found = _both(network, network.read(rows), known, rows.labels)
-            total += float(found) * len(index)
-    return total / len(batches)
+        for index in torch.arange(len(rows)).split(settings.batch_rows):
+            total += float(rows.losses(index)[0]) * len(index)
+    return total / len(rows)
