@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kRows = 256;       // rows of a task
 constexpr int64_t kAhead = 8;        // rows prefetched early
-constexpr int64_t kMostAhead = 8;    // of their lookups, and of those of a row that has more
+constexpr int64_t kMostAhead = 16;   // of their lookups, and of those of a row that has more
 constexpr int kGroup = 4;            // vectors summed side by side
 constexpr int64_t kSerial = 32'768;  // elements below which a team of threads costs more
 
@@ -29,9 +29,21 @@ struct Source {
     const char* data;
 };
 
+// One use whose gradients are float32 and not divided.
+inline bool is_plain(const Params& p) {
+    return p.num_uses == 1 && p.uses->grad_dtype == DType::kFloat32 &&
+           !(p.uses->offsets && p.uses->mean);
+}
+
+template <bool kPlain>
 [[gnu::always_inline]] inline Source source_of(const Params& p, const Sorted& s, int64_t at) {
     int64_t grad_row = static_cast<int64_t>(s.keys[at] & ((uint64_t{1} << s.shift) - 1));
     const Use* use = p.uses;
+    if (kPlain) {
+        return {use, grad_row,
+                reinterpret_cast<const char*>(static_cast<const float*>(use->grad) +
+                                              grad_row * use->grad_stride)};
+    }
     while (grad_row >= use->grad_rows) {
         grad_row -= use->grad_rows;
         ++use;
@@ -40,15 +52,17 @@ struct Source {
     return {use, grad_row, static_cast<const char*>(use->grad) + start};
 }
 
+template <bool kPlain>
 [[gnu::always_inline]] inline void prefetch_gradient(const Params& p, const Sorted& s, int64_t at) {
-    const Source source = source_of(p, s, at);
-    prefetch(source.data, p.dim * element_size(source.use->grad_dtype));
+    const Source source = source_of<kPlain>(p, s, at);
+    prefetch(source.data, p.dim * (kPlain ? 4 : element_size(source.use->grad_dtype)));
 }
 
 // What a lookup's gradient is multiplied by.
-inline float scale_of(const Source& source) {
+template <bool kPlain>
+[[gnu::always_inline]] inline float scale_of(const Source& source) {
     const Use& use = *source.use;
-    if (!use.offsets || !use.mean) {
+    if (kPlain || !use.offsets || !use.mean) {
         return 1.0f;
     }
     const int64_t* o = use.offsets + source.grad_row;
@@ -68,22 +82,26 @@ inline __attribute__((always_inline)) void for_columns(int64_t dim, const F& f) 
 }
 
 // sum = gradients of the sorted lookups [begin, end), which are all of one row.
-void sum_lookups(const Params& p, const Sorted& s, int64_t begin, int64_t end, float* sum) {
+template <bool kPlain>
+[[gnu::always_inline]] inline void sum_lookups(const Params& params, const Sorted& sorted,
+                                               int64_t begin, int64_t end, float* sum) {
+    const Params p = params;
+    const Sorted s = sorted;
     for_columns(p.dim, [&]<int kCount>(int64_t d, Count<kCount>, int lanes) {
         vfloat sums[kCount] = {};
         for (int64_t at = begin; at < end; ++at) {
             if (d == 0 && at + kMostAhead < end) {
-                prefetch_gradient(p, s, at + kMostAhead);
+                prefetch_gradient<kPlain>(p, s, at + kMostAhead);
             }
-            const Source source = source_of(p, s, at);
-            const float scale = scale_of(source);
+            const Source source = source_of<kPlain>(p, s, at);
+            const float scale = scale_of<kPlain>(source);
             const auto add = [&](auto* x) __attribute__((always_inline)) {
 #pragma GCC unroll 4
                 for (int v = 0; v < kCount; ++v) {
                     sums[v] += scale * load_lanes(x + d + v * kLanes, lanes);
                 }
             };
-            if (source.use->grad_dtype == DType::kFloat32) {
+            if (kPlain || source.use->grad_dtype == DType::kFloat32) {
                 add(reinterpret_cast<const float*>(source.data));
             } else {
                 add(reinterpret_cast<const bfloat16*>(source.data));
@@ -193,12 +211,7 @@ void sum_pieces(const Params& p, const Plan& plan, uint64_t begin, uint64_t end,
     }
 }
 
-// One use whose gradients are float32 and not divided: that of a single lookup is used as it lies.
-inline bool is_plain(const Params& p) {
-    return p.num_uses == 1 && p.uses->grad_dtype == DType::kFloat32 &&
-           !(p.uses->offsets && p.uses->mean);
-}
-
+// Of a plain use the gradient of a single lookup is read where it lies.
 template <typename T, Rule kRule, bool kPlain>
 void update_rows(const Params& params, const Sorted& sorted, const Plan& rows, int64_t from,
                  int64_t to) {
@@ -219,7 +232,7 @@ void update_rows(const Params& params, const Sorted& sorted, const Plan& rows, i
                 prefetch(grad + static_cast<int64_t>(key & grad_rows) * grad_stride, 4 * p.dim);
             }
             for (int64_t at = begin + kPlain; at < end && at < begin + kMostAhead; ++at) {
-                prefetch_gradient(params, sorted, at);
+                prefetch_gradient<kPlain>(p, s, at);
             }
         }
         const int64_t begin = plan.begins[r], end = plan.begins[r + 1];
@@ -230,7 +243,7 @@ void update_rows(const Params& params, const Sorted& sorted, const Plan& rows, i
         } else if (end - begin > kPiece) {
             sum_pieces(params, rows, begin, end, sum);
         } else {
-            sum_lookups(params, sorted, begin, end, sum);
+            sum_lookups<kPlain>(p, s, begin, end, sum);
         }
         update<T, kRule>(p, static_cast<int64_t>(key >> s.shift), g);
     }
@@ -266,7 +279,9 @@ void forward(const Params& p) {
     const Plan plan = plan_rows(p, s);
     parallel_for(plan.num_pieces, threads, [&](int64_t piece) {
         const uint64_t* bounds = plan.pieces + 2 * piece;
-        sum_lookups(p, s, bounds[0], bounds[1], p.partials + piece * p.dim);
+        float* sum = p.partials + piece * p.dim;
+        is_plain(p) ? sum_lookups<true>(p, s, bounds[0], bounds[1], sum)
+                    : sum_lookups<false>(p, s, bounds[0], bounds[1], sum);
     });
     parallel_for((plan.rows + kRows - 1) / kRows, threads, [&](int64_t task) {
         const int64_t from = task * kRows;

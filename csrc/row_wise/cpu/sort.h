@@ -25,9 +25,10 @@ struct Sorted {
     bool good;  // every index is in range
 };
 
-// Keys of the lookups [begin, end) of a use whose first gradient row is number `first`.
+// Keys of the lookups [begin, end) of a use whose first gradient row is number `first`. What the
+// first pass scatters to is asked for on the way: it comes faster in order.
 inline bool make_keys(const Use& use, int64_t first, int64_t rows, int shift, int64_t begin,
-                      int64_t end, uint64_t* keys) {
+                      int64_t end, uint64_t* keys, const uint64_t* scattered) {
     int64_t bag = 0;
     if (use.offsets) {
         int64_t above = use.grad_rows;  // the last bag that starts at or before `begin`
@@ -48,8 +49,28 @@ inline bool make_keys(const Use& use, int64_t first, int64_t rows, int shift, in
         }
         const int64_t grad_row = first + (use.offsets ? bag : i);
         keys[i] = static_cast<uint64_t>(row) << shift | static_cast<uint64_t>(grad_row);
+        if (i % 8 == 0) {
+            __builtin_prefetch(scattered + i, 1);
+        }
     }
     return true;
+}
+
+// One pass over keys [begin, end): how many have each digit, and, once counts say where those of a
+// digit begin, each key to its place. mask is that of the digit, above `bit`.
+inline void count_keys(const uint64_t* __restrict keys, int64_t begin, int64_t end, int bit,
+                       uint64_t mask, uint64_t* __restrict counts) {
+    memset(counts, 0, (mask + 1) * sizeof(uint64_t));
+    for (int64_t i = begin; i < end; ++i) {
+        ++counts[keys[i] >> bit & mask];
+    }
+}
+
+inline void scatter_keys(const uint64_t* __restrict keys, int64_t begin, int64_t end, int bit,
+                         uint64_t mask, uint64_t* __restrict next, uint64_t* __restrict to) {
+    for (int64_t i = begin; i < end; ++i) {
+        to[next[keys[i] >> bit & mask]++] = keys[i];
+    }
 }
 
 // Bits of a pass: as few passes as kMostDigit allows, of equal length.
@@ -76,7 +97,7 @@ inline Sorted sort_lookups(const Params& p) {
         parallel_for(parts, p.threads, [&](int64_t part) {
             const int64_t begin = part * kSortChunk;
             const int64_t end = begin + kSortChunk < use.lookups ? begin + kSortChunk : use.lookups;
-            if (!make_keys(use, first, p.rows, shift, begin, end, from + lookup)) {
+            if (!make_keys(use, first, p.rows, shift, begin, end, from + lookup, to + lookup)) {
                 __atomic_store_n(&good, false, __ATOMIC_RELAXED);
             }
         });
@@ -89,15 +110,14 @@ inline Sorted sort_lookups(const Params& p) {
     const int top = good ? shift + bits_for(p.rows) : shift;
     const int bits = digit_for(top - shift);
     const int64_t digits = int64_t{1} << bits;
+    const uint64_t mask = static_cast<uint64_t>(digits) - 1;
     uint64_t* starts = p.words + words_needed(lookups) - (chunks << bits);
+    const auto end_of = [&](int64_t c) {
+        return (c + 1) * length < lookups ? (c + 1) * length : lookups;
+    };
     for (int bit = shift; bit < top; bit += bits) {
-        const auto digit = [&](uint64_t key) { return key >> bit & (digits - 1); };
         parallel_for(chunks, p.threads, [&](int64_t c) {
-            uint64_t* counts = starts + c * digits;
-            memset(counts, 0, digits * sizeof(uint64_t));
-            for (int64_t i = c * length; i < lookups && i < (c + 1) * length; ++i) {
-                ++counts[digit(from[i])];
-            }
+            count_keys(from, c * length, end_of(c), bit, mask, starts + c * digits);
         });
         uint64_t at = 0;
         for (int64_t d = 0; d < digits; ++d) {
@@ -108,10 +128,7 @@ inline Sorted sort_lookups(const Params& p) {
             }
         }
         parallel_for(chunks, p.threads, [&](int64_t c) {
-            uint64_t* next = starts + c * digits;
-            for (int64_t i = c * length; i < lookups && i < (c + 1) * length; ++i) {
-                to[next[digit(from[i])]++] = from[i];
-            }
+            scatter_keys(from, c * length, end_of(c), bit, mask, starts + c * digits, to);
         });
         uint64_t* other = from;
         from = to;
