@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +28,9 @@ def evaluate(
     k: Annotated[int, typer.Option("-k", help="Items per answer.")] = 10,
     out: Annotated[
         Path | None,
-        typer.Option(help="JSON file to write the report to; a table's plot is beside."),
+        typer.Option(
+            help="JSON file to write the report to; a table's may be .parquet, its plot is beside."
+        ),
     ] = None,
     table: Annotated[
         bool, typer.Option("--table", help="Rankers with and without a user model, instead.")
@@ -61,6 +64,8 @@ def evaluate(
     on the same rows beside them. It trains all of them, which takes minutes;
     [bold]pylum evaluate --table --rankers dlrm[/bold] is one of four, without the other two.
     """
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"out must be in a directory that is there, got {out}")
     if table:
         if model is not None:
             raise ValueError("model must be left out with --table, which trains its own")
@@ -70,6 +75,8 @@ def evaluate(
         raise ValueError("path must be left out without --table")
     if model is None or events is None:
         raise ValueError("model and events must both be given, or --table")
+    if out is not None and out.suffix == ".parquet":
+        raise ValueError(f"out must be a JSON file without --table, got {out}")
     import pylum
     from pylum.model import HSTU, load_model
 
@@ -83,7 +90,7 @@ def evaluate(
     )
     typer.echo(str(report))
     if out is not None:
-        _write(out, report.to_json())
+        _write(out, lambda aside: aside.write_text(report.to_json() + "\n"))
 
 
 def _table(
@@ -130,16 +137,23 @@ def _table(
     found = arms.comparison()
     typer.echo(table(arms.title, found))
     if out is not None:
-        _write(out, json.dumps({"title": arms.title, **found.to_dict()}, indent=1))
+        if out.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            _write(out, lambda aside: pq.write_table(found.to_arrow(), aside))
+        else:
+            text = json.dumps({"title": arms.title, **found.to_dict()}, indent=1)
+            _write(out, lambda aside: aside.write_text(text + "\n"))
         picture = out.with_suffix(".png")
         drawn = plot(picture, arms.title, found)
         typer.echo(f"wrote {out}" + (f" and {picture}" if drawn else ""))
 
 
-def _write(out: Path, text: str) -> None:
+def _write(out: Path, write: Callable[[Path], Any]) -> None:
+    """Under another name first."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text + "\n")
+        write(aside)
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)

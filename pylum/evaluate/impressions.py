@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pylum.evaluate import metrics
 from pylum.evaluate.intervals import SAMPLES, Interval, user_weights
@@ -58,6 +59,20 @@ class Comparison:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
+
+    def to_arrow(self) -> pa.Table:
+        """A row for each value and each gain: ``contestant``, ``over`` (null for a value),
+        ``metric``, ``value`` and its interval ``low`` to ``high`` at ``level``."""
+        rows = [((name, None), row) for name, row in self.values.items()]
+        rows += [(pair, row) for pair, row in self.gains.items()]  # type: ignore[misc]
+        found = [
+            {"contestant": name, "over": over, "metric": metric, **interval.to_dict()}
+            for (name, over), row in rows
+            for metric, interval in row.items()
+        ]
+        names = [(n, pa.string()) for n in ("contestant", "over", "metric")]
+        numbers = [(n, pa.float64()) for n in ("value", "low", "high", "level")]
+        return pa.Table.from_pylist(found, pa.schema([*names, *numbers]))
 
 
 def compare(

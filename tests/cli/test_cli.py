@@ -75,6 +75,16 @@ def test_evaluate_table(monkeypatch, capsys, tmp_path):
     report = json.loads(out.read_text())
     assert 0 <= report["values"]["dlrm + both"]["AUC"]["value"] <= 1
     assert (tmp_path / "table.png").exists()
+    out = tmp_path / "table.parquet"
+    assert run(monkeypatch, "evaluate", "--table", *options[:-1], out) == 0
+    found = pq.read_table(out).to_pylist()
+    (value,) = (
+        row["value"]
+        for row in found
+        if (row["contestant"], row["over"], row["metric"]) == ("dlrm + both", "dlrm base", "AUC")
+    )
+    gains = {(g["contestant"], g["over"]): g["AUC"]["value"] for g in report["gains"]}
+    assert value == gains["dlrm + both", "dlrm base"]
 
 
 def test_info_names_what_was_built(monkeypatch, capsys):
@@ -93,6 +103,7 @@ def test_info_names_what_was_built(monkeypatch, capsys):
         pytest.param(["evaluate", "--table", "--data", "x"], 1, "synthetic or ml-100k", id="table"),
         pytest.param(["evaluate", "--table", "--rankers", "x"], 1, "wide_deep, dlrm", id="ranker"),
         pytest.param(["evaluate", "--table", "--path", "x"], 1, "path must be left", id="path"),
+        pytest.param(["evaluate", "--table", "--out", "no/x"], 1, "directory that is", id="out"),
         pytest.param(["evaluate", "--path", "x"], 1, "left out without --table", id="no-table"),
         pytest.param(
             ["evaluate", "--table", "--data", "ml-100k", "--path", "no-such"], 1, "no-such", id="ml"
