@@ -5,8 +5,8 @@ and on all rows.
     python -m benchmarks.accuracy.rankers --data ml-100k --protocol rest-auc
 
 Data, labels and stages are those of `pylum.demo.rankers`; the settings of the rankers were chosen
-for the base alone, on the validation rows. One thread. Prints the table and adds it to the JSON,
-under the rankers' names.
+for the base alone, on the validation rows. One thread. Prints each ranker's table and adds it to
+the JSON under its name.
 """
 
 import argparse
@@ -62,34 +62,39 @@ def main() -> None:
         name = f"rankers_ml_100k_{options.protocol}{'_in_sample' * options.in_sample}"
     user_model = time.process_time() - start
     print(f"user model, rows and knowledge: {user_model:.0f} CPU seconds", flush=True)
-    arms = stage.run(
-        rankers=[name for name in options.rankers if name in demo.RANKERS],
-        sequence=[name for name in options.rankers if name in SEQUENCE],
-        arms=options.arms,
-        seeds=options.seeds,
-        changes={"epochs": options.epochs} if options.epochs else {},
-        on_fit=report,
-    )
-    found = arms.comparison()
-    print(table(arms.title, found))
-    seconds = time.process_time() - start
-    print(f"{seconds:.0f} CPU seconds on one thread, {user_model:.0f} of them the user model's")
     out = options.out or OUT / f"{name}.json"
     out.parent.mkdir(exist_ok=True)
-    # One entry a ranker: several runs may fill one file.
-    result = json.loads(out.read_text()) if out.exists() else {}
-    settings = {**stage.settings, **(stage.sequences.settings if stage.sequences else {})}
-    result["+".join(options.rankers)] = {
-        "title": arms.title,
-        "settings": {r: settings.get(r, {}) for r in options.rankers},
-        "seeds": options.seeds,
-        "cpu_seconds": round(seconds),
-        "torch": torch.__version__,
-        **found.to_dict(),
-    }
-    aside = out.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(result, indent=1) + "\n")
-    aside.replace(out)
+    for ranker in options.rankers:
+        start = time.process_time()
+        arms = stage.run(
+            rankers=[ranker] if ranker in demo.RANKERS else [],
+            sequence=[ranker] if ranker in SEQUENCE else [],
+            arms=options.arms,
+            seeds=options.seeds,
+            changes={"epochs": options.epochs} if options.epochs else {},
+            on_fit=report,
+        )
+        found = arms.comparison()
+        print(table(arms.title, found))
+        seconds = time.process_time() - start
+        print(f"{seconds:.0f} CPU seconds on one thread beside the user model's", flush=True)
+        # One entry a ranker, written as it ends: several runs may fill one file.
+        result = json.loads(out.read_text()) if out.exists() else {}
+        of = stage.sequences if ranker in SEQUENCE else stage
+        assert of is not None
+        result[ranker] = {
+            "title": arms.title,
+            "settings": of.settings.get(ranker, {}),
+            "on_all": stage.on_all.get(ranker, {}),
+            "seeds": options.seeds,
+            "cpu_seconds": round(seconds),
+            "user_model_cpu_seconds": round(user_model),
+            "torch": torch.__version__,
+            **found.to_dict(),
+        }
+        aside = out.with_suffix(f".{os.getpid()}.tmp")
+        aside.write_text(json.dumps(result, indent=1) + "\n")
+        aside.replace(out)
     print(f"wrote {out}")
 
 

@@ -39,7 +39,10 @@ ML_100K: dict[str, dict[str, Any]] = {
     "din": {"lr": 3e-3, "epochs": 5, "weight_decay": 1e-3},
     "sim_rank": {"lr": 3e-3, "epochs": 5, "weight_decay": 1e-3},
 }
-
+# The same for the base on the user model's rows too: twice as many want less weight decay.
+ML_100K_ALL: dict[str, dict[str, Any]] = {
+    "dlrm": {"lr": 1e-3, "epochs": 6, "weight_decay": 1e-4},
+}
 
 SEQUENCE_SYNTHETIC: dict[str, dict[str, Any]] = {
     "HSTU": {
@@ -75,6 +78,7 @@ class Stage3:
         knowledge: as of every row, from weights that were not fitted on any of them.
         more: scores of the test rows to print beside.
         settings: by ranker.
+        on_all: by ranker, what it has instead on the user model's rows too.
         sequences: for the sequence models.
     """
 
@@ -85,6 +89,7 @@ class Stage3:
     knowledge: Knowledge
     more: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    on_all: dict[str, dict[str, Any]] = field(default_factory=dict)
     sequences: Sequences | None = None
 
     def run(
@@ -109,6 +114,7 @@ class Stage3:
             *self.parts,
             self.knowledge,
             rankers={r: {**self.settings.get(r, {}), **(changes or {})} for r in rankers},
+            on_all={r: {**self.on_all.get(r, {}), **(changes or {})} for r in rankers},
             seeds=seeds,
             arms=arms,
             earlier=self.earlier,
@@ -170,7 +176,7 @@ def synthetic(users: int = 3000, *, epochs: int = 8, negatives: int = 1, seed: i
             "LUM alone": matching(knowledge, parts[2], schema)[:, -1].numpy(),
         },
         SYNTHETIC,
-        Sequences(
+        sequences=Sequences(
             data.beside(_drawn(rows, negatives)),
             lambda whole: stages(whole, "time"),
             Task("chosen", "item"),
@@ -234,6 +240,7 @@ def ml_100k(
         # Both answers are logits of the film: their difference is a log odds.
         {"LUM alone": (liked_or_not[:, 0] - liked_or_not[:, 1]).numpy()},
         ML_100K,
+        ML_100K_ALL,
         Sequences(
             _with("outcomes", films, "liked", liked),
             lambda whole: stages(whole, by),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from pylum.data.protocols import stages
 from pylum.demo import rankers as demo
@@ -90,6 +91,32 @@ def test_arms_of_rows_and_knowledge_of_ones_own():
         first.get(i, parts[0]["label"].to_numpy().mean()) for i in parts[2]["item"].to_pylist()
     ]
     np.testing.assert_allclose(arms.scores["item mean"][0], expected)
+
+
+def test_arms_on_all_rows_have_settings_of_their_own():
+    known = worlds.knowledge()
+    parts = [worlds.known_rows(known, n, seed=s) for n, s in ((400, 0), (100, 1), (100, 2))]
+    fitted = {}
+    run_arms(
+        "mine",
+        worlds.SCHEMA,
+        *parts,
+        known,
+        rankers={"dlrm": {"epochs": 1, "dim": 4, "hidden": (8,)}},
+        on_all={"dlrm": {"epochs": 3, "lr": 0.01}},
+        seeds=[0],
+        arms=["base", "+ both", ALL, BOTH_ALL],
+        earlier=worlds.known_rows(known, 200, seed=3),
+        on_fit=lambda name, seed, ranker: fitted.setdefault(name, ranker),
+    )
+    epochs = {name: len(ranker.history) for name, ranker in fitted.items()}
+    assert [*epochs.values()] == [1, 1, 3, 3]
+    assert fitted[f"dlrm {BOTH_ALL}"].settings.lr == 0.01 != fitted["dlrm + both"].settings.lr
+    # What an arm answers without knowledge is its base, of the same rows.
+    for arm, base in (("+ both", "base"), (BOTH_ALL, ALL)):
+        mine = fitted[f"dlrm {arm}"].network.state_dict()
+        first = fitted[f"dlrm {base}"].network.state_dict()
+        assert all(torch.equal(mine[name], tensor) for name, tensor in first.items())
 
 
 def test_an_outcome_as_condition_keeps_the_events():
