@@ -3,6 +3,7 @@ set(PYLUM_COMMON_CUDA device.cu sort.cu attention_batch.cu attention_bias.cu
                       attention_backward_float32.cu
                       attention_backward_bfloat16.cu attention_backward_float16.cu
                       attention_forward_float32.cu attention_forward_sm90.cu
+                      attention_backward_sm90.cu
                       attention_forward_bfloat16.cu attention_forward_float16.cu)
 list(TRANSFORM PYLUM_COMMON_CUDA PREPEND csrc/common/cuda/)
 pylum_add_op(append_pages CPU base.cpp CUDA forward.cu)

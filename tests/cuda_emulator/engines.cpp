@@ -310,7 +310,14 @@ void multiply_group(const GroupProduct& product, const Place& place) {
         }
     }
     Product p{product, {}, place};
-    if (!under_way(own, product.d)) {
+    const bool busy = under_way(own, product.d);
+    if (product.fresh && busy) {
+        fail_at("a product drops sums of one under way,", place);
+    }
+    if (product.fresh) {
+        memset(product.d, 0, 4 * static_cast<size_t>(product.count) * sizeof(float));
+    }
+    if (!busy) {
         poison(p);
     }
     own.open.push_back(std::move(p));

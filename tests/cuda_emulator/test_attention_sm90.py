@@ -60,8 +60,33 @@ def test_every_mask_equals_reference(dtype, score, head_dim, value_dim):
             op.assert_close(out, exact, exact.to(dtype))
 
 
-def test_gradients_after_it_equal_reference():
-    op.test_equals_reference([150, 3], 2, 1, 16, 16, None, torch.bfloat16, "softmax")
+@pytest.mark.parametrize("score", ["softmax", "silu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("lengths", "heads", "kv_heads", "head_dim", "value_dim", "mask"),
+    [case for case in op.CASES if case.id != "largest-head"],
+)
+def test_equals_reference(lengths, heads, kv_heads, head_dim, value_dim, mask, dtype, score):
+    op.test_equals_reference(lengths, heads, kv_heads, head_dim, value_dim, mask, dtype, score)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "score", "heads", "head_dim", "value_dim", "mask"),
+    [
+        pytest.param(torch.bfloat16, "softmax", 4, 64, 64, MASK, id="bfloat16-64"),
+        pytest.param(torch.float16, "silu", 1, 128, 128, None, id="float16-silu-128"),
+        pytest.param(torch.bfloat16, "silu", 2, 33, 128, MASK, id="bfloat16-silu-unaligned"),
+        pytest.param(torch.float16, "softmax", 2, 128, 72, MASK, id="float16-128"),
+    ],
+)
+def test_gradients_equal_reference(dtype, score, heads, head_dim, value_dim, mask):
+    op.test_equals_reference(LENGTHS, heads, 1, head_dim, value_dim, mask, dtype, score)
+
+
+def test_gradients_of_a_group_that_sees_little():
+    """As the forward pass of spared rows: a warpgroup skips what the other one meets."""
+    mask = pylum.ops.Mask(window=20, min_full=40, num_context=[70])
+    op.test_equals_reference([768], 1, 1, 16, 16, mask, torch.bfloat16, "softmax")
 
 
 test_packed_equals_alone_and_run_twice = few(
@@ -78,25 +103,40 @@ test_history_appended_in_chunks_equals_the_whole = few(
 )
 
 
-def test_rows_of_any_alignment_and_either_order_of_threads(cuda):
+def test_rows_of_any_alignment():
+    """The copy engine takes the one, threads copy the other; either's gradient is the same."""
     fused = torch.randn(200, 3 * 24 + 1).bfloat16()
     q, k, v = fused[:, 1:].unflatten(1, (3, 24)).split(1, 1)
+    dout = torch.randn(200, 25).bfloat16()[:, None, 1:]
     offsets = torch.tensor([0, 200])
-    out = pylum.ops.attention(q, k, v, offsets)
-    aligned = [x.clone() for x in (q, k, v)]
-    assert torch.equal(out, pylum.ops.attention(*aligned, offsets))
-    if hasattr(cuda, "module"):
-        cuda.module.set_backwards(True)
-        try:
-            assert torch.equal(out, pylum.ops.attention(*aligned, offsets))
-        finally:
-            cuda.module.set_backwards(False)
+
+    def run(*parts):
+        leaves = [x.detach().requires_grad_() for x in parts[:3]]
+        out = pylum.ops.attention(*leaves, offsets)
+        return [out.detach(), *torch.autograd.grad(out, leaves, parts[3])]
+
+    for narrow, wide in zip(
+        run(q, k, v, dout), run(*(x.clone() for x in (q, k, v, dout))), strict=True
+    ):
+        assert torch.equal(narrow, wide)
 
 
-def test_a_group_that_sees_little_does_not_run_ahead():
-    """Spared rows see the whole history, those before them 20 tokens: one group skips blocks."""
-    q, k, v, offsets = op.make([700], 1, 1, 16, 16, torch.bfloat16)
-    mask = pylum.ops.Mask(window=20, min_full=40)
+@pytest.mark.parametrize("score", ["softmax", "silu"])
+def test_either_order_of_threads_gives_the_same_bits(score, both_orders):
+    case = Case([200, 3], [5, 0], [[1] * 9, [2]], None, None, None, score=score)
+    case = dataclasses.replace(case, dtype=torch.bfloat16)
+    q, k, v = case.qkv()
+    both_orders(lambda: op.run(case, q, k, v)[1])
+
+
+@pytest.mark.parametrize(
+    ("length", "context"), [pytest.param(700, 0, id="first"), pytest.param(768, 70, id="between")]
+)
+def test_a_group_that_sees_little_does_not_run_ahead(length, context):
+    """Spared rows see the whole history, those before them 20 tokens and the context: one group
+    skips blocks, before all others or after the first."""
+    q, k, v, offsets = op.make([length], 1, 1, 16, 16, torch.bfloat16)
+    mask = pylum.ops.Mask(window=20, min_full=40, num_context=[context])
     with torch.no_grad():
         out = pylum.ops.attention(q, k, v, offsets, mask)
         exact = pylum.reference.attention(q.double(), k, v, offsets, mask)

@@ -213,8 +213,7 @@ class BackwardTile {
         describe_queries(targets, first, count, Shape::kMeets, head);
         const Limits limits = tile_limits(tiles.spans, count, static_cast<int>(s.context));
         const int key = static_cast<int>(tile.first);
-        const bool near = limits.most_end > key && limits.least_begin < key + tile.rows;
-        if (near || (key < limits.context && limits.most_end > 0)) {
+        if (limits.meet(key, tile.rows)) {
             const int64_t row = s.first_row + first + (targets ? s.history : 0);
             load<Shape::kMeets>(tiles.meets[0], in.q, row, in.q_row, in.q_head, head, in.head_dim,
                                 count);

@@ -38,12 +38,20 @@ class Consumer {
              first = limits.next(first + kBlockKeys)) {
             barrier_wait(&tiles.keys_full[at.stage], at.parity);
             if (!takes_block(rows.limits, tile, first)) {
+                // An older stage still held would be missing once the producers come round to it.
+                group_wait<0>();
+                if (open >= 0) {
+                    release(open);
+                    open = -1;
+                }
                 release(at.stage);
                 at.advance();
                 continue;
             }
             start_scores(tiles.keys[at.stage]);
             group_wait<0>();
+            settle(rows.weights);
+            settle(rows.sums);
             if (open >= 0) {
                 release(open);
             }
@@ -61,12 +69,14 @@ class Consumer {
             const unsigned* broken = tiles.broken_keys[at.stage];
             if (broken[0] | broken[1]) {
                 group_wait<0>();
+                settle(rows.sums);
                 add_broken(first, broken);
             }
             open = at.stage;
             at.advance();
         }
         group_wait<0>();
+        settle(rows.sums);
         if (open >= 0) {
             release(open);
         }
@@ -114,16 +124,10 @@ class Consumer {
     }
 
     __device__ __forceinline__ void start_scores(const T* keys) {
-#pragma unroll
-        for (int n = 0; n < Rows::kKeys; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                rows.weights[n][i] = 0.0f;
-            }
-        }
         group_fence();
+        multiply_group<T, false, true>(rows.weights, queries[0], matrix_of(keys, 1024, 0));
 #pragma unroll
-        for (int k = 0; k < kDim / 16; ++k) {
+        for (int k = 1; k < kDim / 16; ++k) {
             const T* depth = keys + k / 4 * kBlockKeys * kPart + k % 4 * 16;
             multiply_group<T, false>(rows.weights, queries[k], matrix_of(depth, 1024, 0));
         }
@@ -232,14 +236,10 @@ Source source_of(const AttentionParams& p, bool values) {
         const int64_t rows = p.num_pages * in.kv_heads * kBlockKeys;
         source.wide = rows <= INT32_MAX && encode_map(&source.map, values ? in.v_pages : in.k_pages,
                                                       {dim, 1, rows}, {1, dim, dim}, kBlockKeys);
-    } else {
-        const int64_t row = values ? in.v_row : in.k_row, by_head = values ? in.v_head : in.k_head;
-        source.wide =
-            p.batch.rows <= INT32_MAX &&
-            encode_map(&source.map, values ? in.v : in.k, {dim, in.kv_heads, p.batch.rows},
-                       {1, in.kv_heads == 1 ? row : by_head, row}, kBlockKeys);
+        return source;
     }
-    return source;
+    return source_of_rows(values ? in.v : in.k, dim, in.kv_heads, p.batch.rows,
+                          values ? in.v_row : in.k_row, values ? in.v_head : in.k_head);
 }
 
 template <typename T, int kDim>

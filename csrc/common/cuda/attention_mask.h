@@ -104,6 +104,11 @@ struct Limits {
         const int near = least_begin / kBlockKeys * kBlockKeys;
         return first >= context && first < near ? near : first;
     }
+    // Some row sees a key of [first, first + count).
+    __device__ bool meet(int first, int count) const {
+        return (most_end > first && least_begin < first + count) ||
+               (first < context && most_end > 0);
+    }
     // Every row sees the whole block.
     __device__ bool full(int first) const {
         const int stop = first + kBlockKeys;
@@ -111,23 +116,34 @@ struct Limits {
     }
 };
 
-// By every warp for itself, of the spans in shared memory.
-__device__ inline Limits tile_limits(const RowSpan* spans, int rows, int context) {
-    int least_begin = INT32_MAX, most_begin = 0, least_end = INT32_MAX, most_end = 0;
-    for (int r = static_cast<int>(threadIdx.x) % 32; r < rows; r += 32) {
-        least_begin = min(least_begin, spans[r].begin);
-        most_begin = max(most_begin, spans[r].begin);
-        least_end = min(least_end, spans[r].end);
-        most_end = max(most_end, spans[r].end);
-    }
+__device__ inline Limits no_limits(int context) { return {INT32_MAX, 0, INT32_MAX, 0, context}; }
+
+__device__ inline void add_row(Limits& limits, const RowSpan& span) {
+    limits.least_begin = min(limits.least_begin, span.begin);
+    limits.most_begin = max(limits.most_begin, span.begin);
+    limits.least_end = min(limits.least_end, span.end);
+    limits.most_end = max(limits.most_end, span.end);
+}
+
+// Of all lanes of the warp.
+__device__ inline Limits over_lanes(Limits x) {
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-        least_begin = min(least_begin, __shfl_xor_sync(~0u, least_begin, step));
-        most_begin = max(most_begin, __shfl_xor_sync(~0u, most_begin, step));
-        least_end = min(least_end, __shfl_xor_sync(~0u, least_end, step));
-        most_end = max(most_end, __shfl_xor_sync(~0u, most_end, step));
+        x.least_begin = min(x.least_begin, __shfl_xor_sync(~0u, x.least_begin, step));
+        x.most_begin = max(x.most_begin, __shfl_xor_sync(~0u, x.most_begin, step));
+        x.least_end = min(x.least_end, __shfl_xor_sync(~0u, x.least_end, step));
+        x.most_end = max(x.most_end, __shfl_xor_sync(~0u, x.most_end, step));
     }
-    return {least_begin, most_begin, least_end, most_end, context};
+    return x;
+}
+
+// By every warp for itself, of the spans in shared memory.
+__device__ inline Limits tile_limits(const RowSpan* spans, int rows, int context) {
+    Limits limits = no_limits(context);
+    for (int r = static_cast<int>(threadIdx.x) % 32; r < rows; r += 32) {
+        add_row(limits, spans[r]);
+    }
+    return over_lanes(limits);
 }
 
 __device__ inline bool sees(int begin, int end, int context, int key) {

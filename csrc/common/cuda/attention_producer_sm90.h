@@ -62,6 +62,30 @@ __device__ __forceinline__ bool takes_block(const Limits& limits, const TileRows
     return rows.rows > 0 && first < limits.keys() && limits.next(first) == first;
 }
 
+// Rows of heads as the copy engine sees them, 64 to a box.
+inline Source source_of_rows(const void* at, int64_t dim, int64_t heads, int64_t rows, int64_t row,
+                             int64_t by_head) {
+    Source source{};
+    source.wide = rows <= INT32_MAX && encode_map(&source.map, at, {dim, heads, rows},
+                                                  {1, heads == 1 ? row : by_head, row}, kBlockKeys);
+    return source;
+}
+
+// A tile of 64 rows: zeros past `rows` and `dim`, NaN everywhere where `from` is null.
+template <typename T, int kDim, int kThreads>
+__device__ __forceinline__ void copy_elements(T* to, const T* from, int64_t stride, int rows,
+                                              int dim) {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < kBlockKeys * kDim; i += kThreads) {
+        const int row = i / kDim, column = i % kDim;
+        T x = from_float<T>(from ? 0.0f : quiet_nan());
+        if (from && row < rows && column < dim) {
+            x = from[row * stride + column];
+        }
+        to[place_of<kDim>(row, column)] = x;
+    }
+}
+
 template <typename T, int kDim>
 class Producer {
   public:
@@ -80,7 +104,10 @@ class Producer {
         uint32_t landed = 0;
         for (int first = limits.next(0); first < limits.keys();
              first = limits.next(first + kBlockKeys)) {
-            barrier_wait(&tiles.empty[at.stage], at.parity ^ 1);
+            // One warp waits: the others might still do so when the phase after the next begins.
+            if (thread() < 32) {
+                barrier_wait(&tiles.empty[at.stage], at.parity ^ 1);
+            }
             const int count = min(kBlockKeys, limits.keys() - first);
             if (thread() == 0) {
                 tiles.broken_keys[at.stage][0] = 0;
@@ -156,22 +183,9 @@ class Producer {
                    (s.first_row + first) * stride +
                    kv_head * (of_values ? p.in.v_head : p.in.k_head);
         }
-        copy_elements(to, from, stride, count, static_cast<int>(dim));
+        named_barrier(kProducers, kGroup);  // the tile is free
+        copy_elements<T, kDim, kGroup>(to, from, stride, count, static_cast<int>(dim));
         finish_writes(barrier);
-    }
-
-    // Zeros past `rows` and `dim`, NaN everywhere where `from` is null.
-    __device__ __forceinline__ static void copy_elements(T* to, const T* from, int64_t stride,
-                                                         int rows, int dim) {
-#pragma unroll 1
-        for (int i = thread(); i < kBlockKeys * kDim; i += kGroup) {
-            const int row = i / kDim, column = i % kDim;
-            T x = from_float<T>(from ? 0.0f : quiet_nan());
-            if (from && row < rows && column < dim) {
-                x = from[row * stride + column];
-            }
-            to[place_of<kDim>(row, column)] = x;
-        }
     }
 
     // Zeros instead of the values that are not finite; their keys are noted, a bit each.

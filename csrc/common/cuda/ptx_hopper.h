@@ -107,14 +107,27 @@ __device__ __forceinline__ void group_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kLeft) : "memory");
 }
 
+// After group_wait(), before the sums are read: keeps the compiler, which knows of no product under
+// way, from reading them earlier.
+template <int kCount>
+__device__ __forceinline__ void settle(float (&d)[kCount][4]) {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+        asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
+    }
+}
+
 // d += a * b^T for d [64, 8 * kCount], a [64, 16], b [8 * kCount, 16]; warp w of the group has rows
 // 16 w to 16 w + 15 of a, where it is in registers, and of d, both laid out as for multiply(). The
 // tiles' columns are the depth, but those of b its rows where kTransposed: b is then [16, 8 *
-// kCount].
-#define PYLUM_SUMS(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
-#define PYLUM_8_SUMS(n)                                                                        \
-    PYLUM_SUMS(n), PYLUM_SUMS(n + 1), PYLUM_SUMS(n + 2), PYLUM_SUMS(n + 3), PYLUM_SUMS(n + 4), \
-        PYLUM_SUMS(n + 5), PYLUM_SUMS(n + 6), PYLUM_SUMS(n + 7)
+// kCount]. kFresh: d = a * b^T instead; sums set to zero by other instructions would have to wait
+// for the products under way.
+#define PYLUM_SUMS(sign, n) \
+    sign "f"(d[n][0]), sign "f"(d[n][1]), sign "f"(d[n][2]), sign "f"(d[n][3])
+#define PYLUM_8_SUMS(sign, n)                                                      \
+    PYLUM_SUMS(sign, n), PYLUM_SUMS(sign, n + 1), PYLUM_SUMS(sign, n + 2),         \
+        PYLUM_SUMS(sign, n + 3), PYLUM_SUMS(sign, n + 4), PYLUM_SUMS(sign, n + 5), \
+        PYLUM_SUMS(sign, n + 6), PYLUM_SUMS(sign, n + 7)
 #define PYLUM_32_NAMES                                                       \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -123,50 +136,62 @@ __device__ __forceinline__ void group_wait() {
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define PYLUM_REGISTERS_BY_TILE(columns, type, names, a0, a1, a2, a3, tile, transposed, ...)     \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names \
-                 "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " tile ", 1, 1, 1, " transposed ";\n"     \
-                 : __VA_ARGS__                                                                   \
+#define PYLUM_REGISTERS_BY_TILE(columns, type, names, a0, a1, a2, a3, tile, old, transposed, ...)  \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" names   \
+                 "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " tile ", " old ", 1, 1, " transposed ";\n" \
+                 : __VA_ARGS__                                                                     \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kTransposed ? 1 : 0))
+#define PYLUM_REGISTERS_BY_64(type, sign, old)                                                  \
+    PYLUM_REGISTERS_BY_TILE("64", type, PYLUM_32_NAMES, "%32", "%33", "%34", "%35", "%36", old, \
+                            "%37", PYLUM_8_SUMS(sign, 0))
+#define PYLUM_REGISTERS_BY_128(type)                                                             \
+    PYLUM_REGISTERS_BY_TILE("128", type, PYLUM_64_NAMES, "%64", "%65", "%66", "%67", "%68", "1", \
+                            "%69", PYLUM_8_SUMS("+", 0), PYLUM_8_SUMS("+", 8))
 
-template <typename T, bool kTransposed>
+template <typename T, bool kTransposed, bool kFresh = false>
 __device__ __forceinline__ void multiply_group(float (&d)[8][4], const uint32_t (&a)[4],
                                                uint64_t b) {
-    if constexpr (kIsHalf<T>) {
-        PYLUM_REGISTERS_BY_TILE("64", "f16", PYLUM_32_NAMES, "%32", "%33", "%34", "%35", "%36",
-                                "%37", PYLUM_8_SUMS(0));
+    if constexpr (kIsHalf<T> && kFresh) {
+        PYLUM_REGISTERS_BY_64("f16", "=", "0");
+    } else if constexpr (kIsHalf<T>) {
+        PYLUM_REGISTERS_BY_64("f16", "+", "1");
+    } else if constexpr (kFresh) {
+        PYLUM_REGISTERS_BY_64("bf16", "=", "0");
     } else {
-        PYLUM_REGISTERS_BY_TILE("64", "bf16", PYLUM_32_NAMES, "%32", "%33", "%34", "%35", "%36",
-                                "%37", PYLUM_8_SUMS(0));
+        PYLUM_REGISTERS_BY_64("bf16", "+", "1");
     }
 }
 template <typename T, bool kTransposed>
 __device__ __forceinline__ void multiply_group(float (&d)[16][4], const uint32_t (&a)[4],
                                                uint64_t b) {
     if constexpr (kIsHalf<T>) {
-        PYLUM_REGISTERS_BY_TILE("128", "f16", PYLUM_64_NAMES, "%64", "%65", "%66", "%67", "%68",
-                                "%69", PYLUM_8_SUMS(0), PYLUM_8_SUMS(8));
+        PYLUM_REGISTERS_BY_128("f16");
     } else {
-        PYLUM_REGISTERS_BY_TILE("128", "bf16", PYLUM_64_NAMES, "%64", "%65", "%66", "%67", "%68",
-                                "%69", PYLUM_8_SUMS(0), PYLUM_8_SUMS(8));
+        PYLUM_REGISTERS_BY_128("bf16");
     }
 }
 
 // Both factors tiles.
-#define PYLUM_TILE_BY_TILE(type)                                                                 \
+#define PYLUM_TILE_BY_TILE(type, sign, old)                                                      \
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" PYLUM_32_NAMES \
-                 "}, %32, %33, 1, 1, 1, 0, %34;\n"                                               \
-                 : PYLUM_8_SUMS(0)                                                               \
+                 "}, %32, %33, " old ", 1, 1, 0, %34;\n"                                         \
+                 : PYLUM_8_SUMS(sign, 0)                                                         \
                  : "l"(a), "l"(b), "n"(kTransposed ? 1 : 0))
-template <typename T, bool kTransposed>
+template <typename T, bool kTransposed, bool kFresh = false>
 __device__ __forceinline__ void multiply_group(float (&d)[8][4], uint64_t a, uint64_t b) {
-    if constexpr (kIsHalf<T>) {
-        PYLUM_TILE_BY_TILE("f16");
+    if constexpr (kIsHalf<T> && kFresh) {
+        PYLUM_TILE_BY_TILE("f16", "=", "0");
+    } else if constexpr (kIsHalf<T>) {
+        PYLUM_TILE_BY_TILE("f16", "+", "1");
+    } else if constexpr (kFresh) {
+        PYLUM_TILE_BY_TILE("bf16", "=", "0");
     } else {
-        PYLUM_TILE_BY_TILE("bf16");
+        PYLUM_TILE_BY_TILE("bf16", "+", "1");
     }
 }
 #undef PYLUM_TILE_BY_TILE
+#undef PYLUM_REGISTERS_BY_128
+#undef PYLUM_REGISTERS_BY_64
 #undef PYLUM_REGISTERS_BY_TILE
 #undef PYLUM_64_NAMES
 #undef PYLUM_32_NAMES

@@ -33,6 +33,7 @@ void set_registers(int count, bool more, const Place& place);
 struct GroupProduct {
     float* d;  // [count][4]
     int count;
+    bool fresh;  // what the sums hold is dropped
     bool of_registers;
     uint32_t a[4];
     uint64_t left, right;  // tiles

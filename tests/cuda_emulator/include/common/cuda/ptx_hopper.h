@@ -56,6 +56,9 @@ void group_wait(PYLUM_PLACE) {
     emulator::group_wait(kLeft, place);
 }
 
+template <int kCount>
+void settle(float (&)[kCount][4]) {}
+
 template <typename T>
 constexpr float (*kToFloat)(uint16_t) = [](uint16_t bits) {
     T x;
@@ -67,14 +70,16 @@ constexpr float (*kToFloat)(uint16_t) = [](uint16_t bits) {
     }
 };
 
-template <typename T, bool kTransposed, int kCount>
+template <typename T, bool kTransposed, bool kFresh = false, int kCount>
 void multiply_group(float (&d)[kCount][4], const uint32_t (&a)[4], uint64_t b, PYLUM_PLACE) {
     emulator::multiply_group(
-        {&d[0][0], kCount, true, {a[0], a[1], a[2], a[3]}, 0, b, kTransposed, kToFloat<T>}, place);
+        {&d[0][0], kCount, kFresh, true, {a[0], a[1], a[2], a[3]}, 0, b, kTransposed, kToFloat<T>},
+        place);
 }
-template <typename T, bool kTransposed, int kCount>
+template <typename T, bool kTransposed, bool kFresh = false, int kCount>
 void multiply_group(float (&d)[kCount][4], uint64_t a, uint64_t b, PYLUM_PLACE) {
-    emulator::multiply_group({&d[0][0], kCount, false, {}, a, b, kTransposed, kToFloat<T>}, place);
+    emulator::multiply_group({&d[0][0], kCount, kFresh, false, {}, a, b, kTransposed, kToFloat<T>},
+                             place);
 }
 
 #undef PYLUM_PLACE
