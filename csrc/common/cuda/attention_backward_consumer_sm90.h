@@ -1,0 +1,325 @@
+// A warpgroup of attention_backward_sm90.cu: 64 rows of a tile and their gradients.
+#pragma once
+
+#include "common/cuda/attention_backward_producer_sm90.h"
+
+namespace pylum::cuda::sm90 {
+
+template <typename T, int kDim, bool kSilu, bool kOfQueries>
+class BackwardConsumer {
+  public:
+    using Tiles = BackwardTiles<T, kDim>;
+    static constexpr int kColumns = kDim / 8;      // fragments of the sums
+    static constexpr int kPairs = kBlockKeys / 8;  // of the scores
+    static constexpr int kDepths = kBlockKeys / 16;
+    // The gradients of the weights begin only when the scores have been weighed: the registers hold
+    // no more.
+    static constexpr bool kLate = kSilu && !kOfQueries && kDim == 128;
+
+    __device__ __forceinline__ BackwardConsumer(const AttentionGradients& params,
+                                                const TileRows& group_rows, int group_number,
+                                                bool of_targets, int head_number, Tiles& shared)
+        : p(params),
+          in(params.inputs.in),
+          s(params.inputs.batch.sequences[group_rows.sequence]),
+          tile(group_rows),
+          group(group_number),
+          head(head_number),
+          first_row(s.first_row + group_rows.first + (of_targets ? s.history : 0)),
+          tiles(shared) {
+        start(kOfQueries && of_targets
+                  ? p.inputs.parts + ((s.first_target + tile.first) * in.heads + head) * in.head_dim
+                  : nullptr);
+        if constexpr (kOfQueries) {
+            take_queries();
+        }
+    }
+
+    __device__ __forceinline__ void run() {
+        if (tile.rows > 0) {
+            barrier_wait(&tiles.rows_full, 0);
+        }
+        for (Place at;; at.advance()) {
+            barrier_wait(&tiles.full[at.stage], at.parity);
+            const Meeting& m = tiles.meetings[at.stage];
+            if (m.count == 0) {
+                break;
+            }
+            if (takes(m)) {
+                meet(m, tiles.meets[at.stage]);
+            }
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) {
+                barrier_arrive(&tiles.empty[at.stage]);
+            }
+        }
+        if constexpr (kOfQueries) {
+            store(p.dq, sums, in.scale, in.heads, in.head_dim);
+        } else {
+            store(p.dk, sums, in.scale, in.kv_heads, in.head_dim);
+            store(p.dv, more_sums, 1.0f, in.kv_heads, in.value_dim);
+        }
+    }
+
+  private:
+    __device__ __forceinline__ static int g() { return static_cast<int>(threadIdx.x) % 32 / 4; }
+    __device__ __forceinline__ static int t() { return static_cast<int>(threadIdx.x) % 4; }
+    // Of the warpgroup's rows, for fragment elements 0 and 1, then 2 and 3.
+    __device__ __forceinline__ static int row_of(int half) {
+        return static_cast<int>(threadIdx.x) / 32 % 4 * 16 + g() + 8 * half;
+    }
+
+    // Adds what the pairs with the rows of a stage give. The other warpgroup's products run while
+    // this one weighs, so that nothing is left under way from block to block: ptxas would take
+    // products that cross the loop's end one after the other.
+    __device__ __forceinline__ void meet(const Meeting& m, const T (&meets)[2][Tiles::kTile]) {
+        group_fence();
+        multiply_rows(scores, tiles.rows[group][0], meets[0]);
+        if constexpr (!kLate) {
+            multiply_rows(dweights, tiles.rows[group][1], meets[1]);
+        }
+        const bool full = sees_all(m);
+        const uint32_t seen = full ? ~0u : pairs_seen(m);
+        group_wait<kLate ? 0 : 1>();
+        settle(scores);
+        uint32_t left_weights[kOfQueries ? 1 : kDepths][4], left_scores[kDepths][4];
+        weigh(m, left_weights);
+        if constexpr (!kOfQueries) {
+            if (!full) {
+                keep(left_weights, seen);
+            }
+            if constexpr (kLate) {
+                group_fence();
+                multiply_rows(dweights, tiles.rows[group][1], meets[1]);
+            }
+            add(more_sums, left_weights, meets[1]);
+            group_wait<1>();
+        } else {
+            group_wait<0>();
+        }
+        settle(dweights);
+        differentiate(m, left_scores);
+        if (!full) {
+            keep(left_scores, seen);
+        }
+        add(sums, left_scores, meets[0]);
+        group_wait<0>();
+        settle(sums);
+        if constexpr (!kOfQueries) {
+            settle(more_sums);
+        }
+    }
+
+    __device__ __forceinline__ void start(const float* part) {
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int row = row_of(i / 2), column = 8 * n + 2 * t() + i % 2;
+                sums[n][i] = part && row < tile.rows && column < in.head_dim
+                                 ? part[row * in.heads * in.head_dim + column]
+                                 : 0.0f;
+                if constexpr (!kOfQueries) {
+                    more_sums[n][i] = 0.0f;
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void take_queries() {
+        const RowSpan* spans = tiles.spans + group * kGroupRows;
+        limits = tile_limits(spans, tile.rows, static_cast<int>(s.context));
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int row = row_of(h);
+            begin[h] = spans[row].begin;
+            end[h] = spans[row].end;
+            const bool mine = row < tile.rows;
+            level[h] = mine ? row_level<kSilu>(in, first_row + row, head) : 0.0f;
+            delta[h] = mine && !kSilu ? p.delta[(first_row + row) * in.heads + head] : 0.0f;
+        }
+    }
+
+    // Some pair of the warpgroup's rows and the stage's is seen; all are.
+    __device__ __forceinline__ bool takes(const Meeting& m) const {
+        if constexpr (kOfQueries) {
+            return takes_block(limits, tile, m.first);
+        } else {
+            return tile.rows > 0 && m.limits.meet(static_cast<int>(tile.first), tile.rows);
+        }
+    }
+    __device__ __forceinline__ bool sees_all(const Meeting& m) const {
+        if constexpr (kOfQueries) {
+            return limits.least_end > 0 && limits.full(m.first);
+        } else {
+            return m.count == kBlockKeys && m.limits.least_end > 0 &&
+                   m.limits.full(static_cast<int>(tile.first));
+        }
+    }
+    // A bit for each element of the scores' fragments.
+    __device__ __forceinline__ uint32_t pairs_seen(const Meeting& m) const {
+        const int context = static_cast<int>(s.context);
+        uint32_t bits = 0;
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int h = i / 2, column = 8 * n + 2 * t() + i % 2;
+                bool seen = false;
+                if constexpr (kOfQueries) {
+                    seen = sees(begin[h], end[h], context, m.first + column);
+                } else {
+                    seen = sees(m.begin[column], m.end[column], context,
+                                static_cast<int>(tile.first) + row_of(h));
+                }
+                bits |= (seen ? 1u : 0u) << (4 * n + i);
+            }
+        }
+        return bits;
+    }
+
+    // Zeros for pairs that are not seen, whatever they hold.
+    __device__ __forceinline__ static void keep(uint32_t (&left)[kDepths][4], uint32_t seen) {
+#pragma unroll
+        for (int k = 0; k < kDepths; ++k) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t pair = seen >> (8 * k + 2 * i);
+                left[k][i] &= (pair & 1u ? 0xffffu : 0u) | (pair & 2u ? 0xffff0000u : 0u);
+            }
+        }
+    }
+
+    // A tile's 16 columns from 16 k on as a factor whose depth they are.
+    __device__ __forceinline__ static uint64_t depth_of(uint64_t matrix, int k) {
+        return matrix + (k / 4 * kBlockKeys * kPart + k % 4 * 16) * sizeof(T) / 16;
+    }
+
+    // to = rows * meets^T, a group of products.
+    __device__ __forceinline__ static void multiply_rows(float (&to)[kPairs][4], const T* rows,
+                                                         const T* meets) {
+        const uint64_t a = matrix_of(rows, 1024, 0), b = matrix_of(meets, 1024, 0);
+        multiply_group<T, false, true>(to, a, b);
+#pragma unroll
+        for (int k = 1; k < kDim / 16; ++k) {
+            multiply_group<T, false>(to, depth_of(a, k), depth_of(b, k));
+        }
+        group_commit();
+    }
+
+    // to += left * rows of the stage.
+    __device__ __forceinline__ static void add(float (&to)[kColumns][4],
+                                               const uint32_t (&left)[kDepths][4], const T* rows) {
+        group_fence();
+        const uint64_t b = matrix_of(rows, 1024, 8192);
+#pragma unroll
+        for (int k = 0; k < kDepths; ++k) {
+            multiply_group<T, true>(to, left[k], b + k * 16 * kPart * sizeof(T) / 16);
+        }
+        group_commit();
+    }
+
+    __device__ __forceinline__ static void put(uint32_t (&left)[kDepths][4], int n,
+                                               const float (&x)[4]) {
+        left[n / 2][n % 2 * 2] = pair_of<T>(x[0], x[1]);
+        left[n / 2][n % 2 * 2 + 1] = pair_of<T>(x[2], x[3]);
+    }
+
+    // Of columns 8 n + 2 t and the next, or of the lane's rows.
+    __device__ __forceinline__ void of_queries(const float (&own)[2],
+                                               const float (&theirs)[kBlockKeys], int n,
+                                               float (&x)[4]) const {
+        Pack<float, 2> pair{{own[0], own[1]}};
+        if constexpr (!kOfQueries) {
+            pair = load_pack<2>(theirs + 8 * n + 2 * t());
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float first = pair.at[0], second = pair.at[1];
+            x[i] = (kOfQueries ? i / 2 : i % 2) ? second : first;
+        }
+    }
+
+    // Scores become what turns the gradient of a weight into that of its score.
+    template <int kCount>
+    __device__ __forceinline__ void weigh(const Meeting& m, uint32_t (&left)[kCount][4]) {
+        const float scale = kSilu ? in.scale : in.scale * kLog2e;
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+            float levels[4], weights[4];
+            of_queries(level, m.level, n, levels);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if constexpr (kSilu) {
+                    const PairGradient pair =
+                        pair_gradient<T, true>(scores[n][i] * scale, 1.0f, levels[i], 0.0f);
+                    weights[i] = pair.weight;
+                    scores[n][i] = pair.score;
+                } else {
+                    weights[i] = exp2_of<T>(scores[n][i] * scale - levels[i]);
+                    scores[n][i] = weights[i];
+                }
+            }
+            if constexpr (!kOfQueries) {
+                put(left, n, weights);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void differentiate(const Meeting& m,
+                                                  uint32_t (&left)[kDepths][4]) const {
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+            float deltas[4], x[4];
+            of_queries(delta, m.delta, n, deltas);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                x[i] = scores[n][i] * (kSilu ? dweights[n][i] : dweights[n][i] - deltas[i]);
+            }
+            put(left, n, x);
+        }
+    }
+
+    __device__ __forceinline__ void store(void* to, const float (&x)[kColumns][4], float factor,
+                                          int64_t heads, int64_t dim) const {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            if (row_of(h) >= tile.rows) {
+                continue;
+            }
+            T* out = static_cast<T*>(to) + ((first_row + row_of(h)) * heads + head) * dim;
+#pragma unroll
+            for (int n = 0; n < kColumns; ++n) {
+                const int column = 8 * n + 2 * t();
+                Pack<T, 2> pair;
+                pair.at[0] = from_float<T>(x[n][2 * h] * factor);
+                pair.at[1] = from_float<T>(x[n][2 * h + 1] * factor);
+                if (column + 1 < dim && dim % 2 == 0) {
+                    store_pack<2>(out + column, pair);
+                } else if (column < dim) {
+                    out[column] = pair.at[0];
+                    if (column + 1 < dim) {
+                        out[column + 1] = pair.at[1];
+                    }
+                }
+            }
+        }
+    }
+
+    const AttentionGradients& p;
+    const AttentionInputs& in;
+    const Sequence& s;
+    const TileRows tile;
+    const int group, head;
+    const int64_t first_row;
+    Tiles& tiles;
+    float sums[kColumns][4];                        // dq or dk
+    float more_sums[kOfQueries ? 1 : kColumns][4];  // dv
+    float scores[kPairs][4], dweights[kPairs][4];
+    // Of the lane's two queries.
+    int begin[2], end[2];
+    float level[2], delta[2];
+    Limits limits;
+};
+
+}  // namespace pylum::cuda::sm90
