@@ -35,6 +35,17 @@ START: dict[str, Any] = {
     "config": {"dim": 64, "layers": 2, "heads": 2, "dropout": 0.2, "max_length": 200},
     "run": {"epochs": 24, "lr": 5e-3, "batch_tokens": 8192},
 }
+# Near RecTools' settings: no projections, one head, a constant rate of learning, small batches.
+PUBLISHED: dict[str, Any] = {
+    "config": {"dim": 50, "heads": 1, "dropout": 0.35, "project": False},
+    "run": {
+        "epochs": 35,
+        "lr": 3e-3,
+        "batch_tokens": 3264,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+    },
+}
 MOVES: list[dict[str, Any]] = [
     {"run": {"batch_tokens": 4096, "weight_decay": 0.3}},
     {"config": {"dropout": 0.1}, "run": {"weight_decay": 0.3}},
@@ -42,14 +53,14 @@ MOVES: list[dict[str, Any]] = [
     {"run": {"weight_decay": 1.0}},
     {"config": {"dropout": 0.35}, "run": {"lr": 3e-3, "epochs": 35, "batch_tokens": 4096}},
     {"config": {"dropout": 0.35}, "run": {"epochs": 35}},
+    PUBLISHED,
 ]
 
 
 def fit(settings: dict[str, Any], train: Interactions, seed: int, with_time: bool) -> HSTU:
     config = HSTUConfig(**settings["config"], time=with_time)
-    model: HSTU = pretrain(
-        config, train, seed=seed, schedule="cosine", progress=False, **settings["run"]
-    )
+    run = {"schedule": "cosine", **settings["run"]}
+    model: HSTU = pretrain(config, train, seed=seed, progress=False, **run)
     return model
 
 

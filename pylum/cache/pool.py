@@ -55,7 +55,7 @@ class Pool(Pages):
         super().__init__(pages)
         config = model.config
         self.config = config
-        self.dtype, self.device = model.answer.weight.dtype, model.device
+        self.dtype, self.device = model.item_encoder.ids.dtype, model.device
         heads, key, value = config.cache_shape
         k, v = (
             torch.empty(0, heads, width, dtype=self.dtype, device=self.device)

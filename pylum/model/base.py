@@ -74,8 +74,10 @@ class UserModel(nn.Module):
 
     def _make_answers(self) -> None:
         """The last layers, made after those of the subclass."""
-        self.answer = _linear(self.config.width, self.config.dim)
-        self.item_answer = _linear(self.config.width, self.config.dim)
+        self.answer, self.item_answer = (
+            _linear(self.config.width, self.config.dim) if self.config.project else nn.Identity()
+            for _ in range(2)
+        )
 
     def _apply(
         self: Model, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pylum import checks
 
@@ -40,6 +40,7 @@ class ModelConfig(ABC):
     query_time: bool
     calendar: tuple[str, ...]
     tie: bool
+    project: bool
     initial_scale: float
 
     @property
@@ -147,6 +148,8 @@ class LUMConfig(ModelConfig):
         ValueError: a size or probability is out of range.
         TypeError: an argument has the wrong type.
     """
+
+    project: ClassVar[bool] = True  # type: ignore[misc]
 
     dim: int = 64
     layers: int = 2

@@ -51,7 +51,8 @@ class ItemEncoder(nn.Module):
         self.ids = normal(rows, width, scale=scale)
         self.register_buffer("chosen", torch.ones(rows, dtype=torch.bool))
         self.features = Features(schema.item_features, sizes, config.feature_dim, OOV_ROW, scale)
-        self.proj = _linear(width + self.features.width, width)
+        projected = config.project or self.features.width > 0
+        self.proj = _linear(width + self.features.width, width) if projected else nn.Identity()
         self._ragged: list[str] = []
         for f in schema.item_features:
             column = columns[f.name]

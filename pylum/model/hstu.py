@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,26 +19,9 @@ from pylum.model.base import UserModel
 from pylum.model.features import Features, normal
 from pylum.model.hstu_config import HSTUConfig
 from pylum.model.hstu_layer import Attend, HSTULayer
+from pylum.model.hstu_places import Clock, Places
 from pylum.model.hstu_tasks import TaskHead
 from pylum.ragged import lengths_to_offsets
-
-# Production's time embedding has a row for each minute's square: sqrt(gap / 60).
-SQUARE_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Clock:
-    """When each token happened, and when it is asked.
-
-    Args:
-        timestamps: ``[keys]`` int64 seconds of each token, per sequence history then targets;
-            cached tokens count.
-        query_times: ``[rows]`` int64 seconds at which each row is asked: a history token when the
-            one after it happened, a history's last one when its question is asked, or its own.
-    """
-
-    timestamps: torch.Tensor
-    query_times: torch.Tensor
 
 
 class HSTU(UserModel):
@@ -64,7 +47,6 @@ class HSTU(UserModel):
 
     config_class = HSTUConfig
     config: HSTUConfig
-    thresholds: torch.Tensor
 
     def __init__(
         self, config: HSTUConfig, schema: Schema, vocabs: Vocabs, items: ItemTable
@@ -75,18 +57,7 @@ class HSTU(UserModel):
         self.begin = normal(width, scale=scale)
         self.action_bias = normal(width, scale=scale) if config.task == "ranking" else None
         self.layers = nn.ModuleList(HSTULayer(config) for _ in range(config.layers))
-        # A target after a full history stands one behind its last token.
-        positions, buckets = config.max_tokens + 1, config.time_buckets
-        time = config.time
-        if config.variant == "research":
-            self.position_table = normal(2 * positions - 1, scale=scale)
-            self.time_table = normal(buckets + 1, scale=scale) if time else None
-            thresholds = ops.log_thresholds(buckets)
-        else:
-            self.position_table = normal(positions, width, scale=scale)
-            self.time_table = normal(buckets + 1, width, scale=scale) if time else None
-            thresholds = SQUARE_SECONDS * torch.arange(1, buckets + 1) ** 2
-        self.register_buffer("thresholds", thresholds, persistent=False)
+        self.places = Places(config)
         self._make_answers()
         self.tasks = TaskHead(width, config.tasks, schema, vocabs) if config.tasks else None
 
@@ -142,6 +113,8 @@ class HSTU(UserModel):
             item_tokens: ``[C, width]`` tokens of ``rows``, where they are known already.
         """
         tokens = self.item_tokens(rows) if item_tokens is None else item_tokens
+        if not self.config.project:
+            tokens = tokens * self.config.width**0.5
         return tokens + self.condition_encoder(conditions, len(rows))
 
     def run(
@@ -165,13 +138,14 @@ class HSTU(UserModel):
             ``[T, width]`` hidden states.
         """
         mask = self._mask(mask, len(offsets) - 1)
-        bias = self._bias(clock)
 
-        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def attend(
+            bias: ops.RelativeBias | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        ) -> torch.Tensor:
             return ops.attention(q, k, v, offsets, mask, bias=bias, **self._score)
 
-        x = self._placed(x, positions, clock.query_times, clock.timestamps)
-        return self._pass(x, [attend] * len(self.layers))
+        x = self.places(x, positions, clock.query_times, clock.timestamps)
+        return self._pass(x, [partial(attend, bias) for bias in self.places.biases(clock)])
 
     def run_cached(
         self,
@@ -205,7 +179,7 @@ class HSTU(UserModel):
                 f"prefixes must be one per layer = {len(self.layers)}, got {len(prefixes)}"
             )
         mask = self._mask(mask, len(offsets) - 1)
-        rows, bias = offsets.diff(), self._bias(clock)
+        rows = offsets.diff()
         targets = torch.zeros_like(rows)
         if mask is not None and isinstance(mask.num_targets, torch.Tensor):
             targets = mask.num_targets
@@ -217,7 +191,11 @@ class HSTU(UserModel):
         new_offsets, starts = lengths_to_offsets(new), lengths - new
 
         def attend(
-            prefix: ops.PagedPrefix, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+            prefix: ops.PagedPrefix,
+            bias: ops.RelativeBias | None,
+            q: torch.Tensor,
+            k: torch.Tensor,
+            v: torch.Tensor,
         ) -> torch.Tensor:
             ops.append_pages(prefix, k[is_new], v[is_new], new_offsets, starts=starts)
             return ops.prefix_attention(
@@ -227,8 +205,9 @@ class HSTU(UserModel):
         # The rows of a sequence are its last keys.
         ends = lengths_to_offsets(lengths + targets)[1:]
         keys = torch.arange(len(x), device=x.device) + (ends - offsets[1:]).repeat_interleave(rows)
-        x = self._placed(x, positions, clock.query_times, clock.timestamps[keys])
-        return self._pass(x, [partial(attend, prefix) for prefix in prefixes])
+        x = self.places(x, positions, clock.query_times, clock.timestamps[keys])
+        each = zip(prefixes, self.places.biases(clock), strict=True)
+        return self._pass(x, [partial(attend, prefix, bias) for prefix, bias in each])
 
     @property
     def _score(self) -> dict[str, Any]:
@@ -238,20 +217,6 @@ class HSTU(UserModel):
             "scale": 1.0 if research else self.config.head_dim**-0.5,
             "score_scale": 1.0 / self.config.max_tokens,
         }
-
-    def _bias(self, clock: Clock) -> ops.RelativeBias | None:
-        if self.config.variant == "production":
-            return None
-        positions = self.position_table.float()
-        if self.time_table is None:
-            return ops.RelativeBias(positions)
-        return ops.RelativeBias(
-            positions,
-            self.time_table.float(),
-            self.thresholds,
-            clock.timestamps,
-            clock.query_times,
-        )
 
     def _mask(self, mask: ops.Mask | None, batch: int) -> ops.Mask | None:
         config = self.config
@@ -264,18 +229,8 @@ class HSTU(UserModel):
             mask = replace(mask or ops.Mask(), num_context=count)
         return mask
 
-    def _placed(
-        self, x: torch.Tensor, positions: torch.Tensor, asked: torch.Tensor, own: torch.Tensor
-    ) -> torch.Tensor:
-        """Tokens with production's embeddings of position and time."""
-        if self.config.variant == "production":
-            x = x + nn.functional.embedding(positions, self.position_table)
-            if self.time_table is not None:
-                rows = torch.bucketize((asked - own).abs(), self.thresholds, right=True)
-                x = x + nn.functional.embedding(rows, self.time_table)
-        return nn.functional.dropout(x, self.config.dropout, self.training)
-
     def _pass(self, x: torch.Tensor, attends: Sequence[Attend]) -> torch.Tensor:
+        x = nn.functional.dropout(x, self.config.dropout, self.training)
         for layer, attend in zip(self.layers, attends, strict=True):
             x = layer(x, attend)
         return x

@@ -52,10 +52,10 @@ class HSTUConfig(ModelConfig):
         heads: attention heads.
         head_dim: width of a head's queries and keys; default ``width // heads``.
         value_dim: width of a head's values and gate; default ``head_dim``.
-        variant: ``"research"``: norms without weights, relative bias of position and time, no
-            ``1 / sqrt(head_dim)``, output of ``u * norm(attention)``. ``"production"``: norms and
-            projection with weights and biases, embeddings of position and time added to the
-            input, scores divided by ``sqrt(head_dim)``, output of
+        variant: ``"research"``: norms without weights, in each layer a relative bias of position
+            and time, no ``1 / sqrt(head_dim)``, output of ``u * norm(attention)``.
+            ``"production"``: norms and projection with weights and biases, embeddings of position
+            and time added to the input, scores divided by ``sqrt(head_dim)``, output of
             ``[u, attention, u * norm(attention)]``, SiLU on ``u`` only; ``window``, ``min_full``
             and ``context`` may be set.
         task: ``"retrieval"``: a token per behaviour, which answers for the next item;
@@ -82,6 +82,11 @@ class HSTUConfig(ModelConfig):
         id_dropout: probability that an item with features is trained without its id.
         feature_dim: embedding width of every field but the item's id; default ``min(width, 32)``.
         tie: read item vectors off the input item tokens; otherwise a second id table.
+        project: linear layers make tokens of items, answers of hidden states and item vectors of
+            item tokens. False: none of the three, as in the published code (items with features
+            keep the first): ``dim`` is ``width``, an answer is the direction of a hidden state, an
+            item vector that of its row, and rows are ``sqrt(width)`` times as long as input, which
+            makes them learn as much faster. This wants more dropout and a lower rate of learning.
         initial_scale: deviation of all initial embeddings.
         length_alpha: stochastic length (section 3.3): in training, a history of ``n`` behaviours of
             at most ``N = max_length`` is kept whole with probability ``N^alpha / n^2``, else cut to
@@ -119,6 +124,7 @@ class HSTUConfig(ModelConfig):
     id_dropout: float = 0.1
     feature_dim: int = 0
     tie: bool = True
+    project: bool = True
     initial_scale: float = 0.02
     length_alpha: float = 0.0
     length_selector: str = "recency"
@@ -154,6 +160,8 @@ class HSTUConfig(ModelConfig):
         checks.at_least(self, 0, "window", "min_full")
         if self.length_alpha and not 1 < self.length_alpha <= 2:
             raise ValueError(f"length_alpha must be in (1, 2], or 0, got {self.length_alpha}")
+        if not self.project and self.dim != width:
+            raise ValueError(f"dim must be width = {width} with project=False, got {self.dim}")
         if self.min_full and any(task.of_choice for task in tasks):
             raise ValueError(
                 "min_full must be 0 with a task of the item itself: what is shown is trained after "

@@ -166,7 +166,12 @@ def pretrain(
             )
         objective: Objective | RankingObjective = RankingObjective()
         if not ranking:
-            objective = Objective.of(negatives, train.events, len(train.vocabs.items))
+            objective = Objective.of(
+                negatives,
+                train.events,
+                len(train.vocabs.items),
+                features=bool(train.schema.item_features),
+            )
         run = Run(model, recipe, objective, train.events, validation, autocast, tokens)
         run.identity = _identity(cfg, train, valid, recipe, negatives, precision, valid_time)
         if resume is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pylum import ops
-from pylum.data.events import ANY_ROW, Events
+from pylum.data.events import ANY_ROW, OOV_ROW, Events
 from pylum.model.base import UserModel
 from pylum.model.hstu import HSTU
 from pylum.model.hstu_batch import make_batch
@@ -31,7 +31,9 @@ class Objective:
             ``UNIFORM_NEGATIVES`` uniform ones, corrected by the log of their probability to be
             drawn; a number: that many uniform ones, shared by the batch, as SASRec has it.
         catalogue: ``[R]`` int64 rows of the items that some training event chose, ascending. Only
-            they are negatives: one that is never a positive would merely be pushed away.
+            they are negatives: one that is never a positive would merely be pushed away. So is the
+            unknown item where items have no features: all that nobody chose are that one then, and
+            left alone it stays the random vector it began as, before many that somebody chose.
         popularity: ``[items]`` float64 share of each item among the targets, for ``in_batch``.
     """
 
@@ -40,8 +42,15 @@ class Objective:
     popularity: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, negatives: str | int, events: Events, items: int) -> Objective:
-        """``"auto"`` is ``"full"`` up to ``FULL_SOFTMAX_ITEMS`` items, else ``"in_batch"``."""
+    def of(
+        cls, negatives: str | int, events: Events, items: int, *, features: bool = True
+    ) -> Objective:
+        """``"auto"`` is ``"full"`` up to ``FULL_SOFTMAX_ITEMS`` items, else ``"in_batch"``.
+
+        Args:
+            items: of the vocabulary.
+            features: do items have any?
+        """
         if negatives == "auto":
             negatives = "full" if items <= FULL_SOFTMAX_ITEMS else "in_batch"
         named = negatives in ("full", "in_batch")
@@ -50,6 +59,8 @@ class Objective:
                 f"negatives must be auto, full, in_batch or a positive number, got {negatives!r}"
             )
         catalogue = events.items.unique()
+        if not features:
+            catalogue = torch.cat([catalogue.new_tensor([OOV_ROW]), catalogue]).unique()
         if negatives != "in_batch":
             return cls(negatives, catalogue)
         targets = events.items if events.targets is None else events.items[events.targets]

@@ -65,7 +65,8 @@ class PlainHSTU(Plain):
         return self.choice(events.items[n], events.conditions, n) + self.outcome_token(events, n)
 
     def choice(self, row: int, columns: dict, n: int) -> torch.Tensor:
-        return self.item(int(row)) + self.condition_token(columns, n)
+        scale = 1 if self.config.project else self.config.width**0.5
+        return self.item(int(row)) * scale + self.condition_token(columns, n)
 
     def context(self, columns: dict | None, n: int) -> list:
         """Tokens of the user's fields, read off row ``n``."""
@@ -105,10 +106,10 @@ class PlainHSTU(Plain):
         gaps = torch.tensor([[abs(q - t) for t in own] for q in queries])
         sees = torch.ones(n, n).tril()
         if production:
-            x = x + torch.stack([w["position_table"][i] for i in range(n)])
+            x = x + torch.stack([w["places.position_tables.0"][i] for i in range(n)])
             if c.time:
                 roots = [min(math.isqrt(int(gaps[i, i]) // 60), c.time_buckets) for i in range(n)]
-                x = x + torch.stack([w["time_table"][r] for r in roots])
+                x = x + torch.stack([w["places.time_tables.0"][r] for r in roots])
             if c.window:
                 far = torch.ones(n, n).tril(-c.window).bool()
                 far[:, :first] = False
@@ -131,7 +132,7 @@ class PlainHSTU(Plain):
                 a = slice(head * c.head_dim, (head + 1) * c.head_dim)
                 b = slice(head * c.value_dim, (head + 1) * c.value_dim)
                 scores = q[:, a] @ k[:, a].T
-                scores = scores / c.head_dim**0.5 if production else scores + self.bias(gaps)
+                scores = scores / c.head_dim**0.5 if production else scores + self.bias(gaps, i)
                 weights = scores * scores.sigmoid() * sees / c.max_tokens
                 outs.append(weights @ v[:, b])
             attention = torch.cat(outs, 1)
@@ -142,15 +143,15 @@ class PlainHSTU(Plain):
                 x = x + y @ w[p + "out"].T + w[p + "out_bias"]
         return x[first:]
 
-    def bias(self, gaps: torch.Tensor) -> torch.Tensor:
+    def bias(self, gaps: torch.Tensor, layer: int) -> torch.Tensor:
         w, n = self.weights, len(gaps)
         length = self.config.max_tokens + 1
-        out = w["position_table"][
+        out = w[f"places.position_tables.{layer}"][
             torch.tensor([[j - i + length - 1 for j in range(n)] for i in range(n)])
         ]
         if self.config.time:
             buckets = (gaps.clamp(min=1).double().log() / 0.301).floor().long().clamp(max=128)
-            out = out + w["time_table"][buckets]
+            out = out + w[f"places.time_tables.{layer}"][buckets]
         return out
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -168,8 +169,7 @@ class PlainHSTU(Plain):
         Args:
             user: columns and the row of them that has the context; None: the history's first.
         """
-        found = self.hidden(*self.sequence(events, asked, user)) @ self.weights["answer.weight"].T
-        return found / found.norm(dim=1, keepdim=True)
+        return self.project(self.hidden(*self.sequence(events, asked, user)), "answer")
 
     def score(self, events: Events, row: int, columns: dict, at: int, asked: int | None):
         """``[tasks]`` logits of one candidate, whose conditions are row ``at`` of ``columns``."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylum import UserCache, ops
+from pylum.data import ItemTable, Schema, Vocab, Vocabs
 from pylum.model import HSTU, HSTUConfig, Task
 from pylum.model.hstu_batch import Asked, make_batch
 from pylum.ragged import lengths_to_offsets
@@ -39,6 +40,7 @@ VARIANTS = [
     pytest.param({**PRODUCTION, **CONTEXT, **WINDOW}, id="production-context-and-masks"),
     pytest.param({"variant": "production", "time": False}, id="production-without-time"),
     pytest.param({"layers": 1, "heads": 1}, id="one-layer"),
+    pytest.param({"project": False, "dim": 16}, id="no-projections"),
 ]
 
 
@@ -324,6 +326,19 @@ def test_min_full_refuses_what_would_differ():
         UserCache(model, 640)
 
 
+def test_without_projections_and_features_an_item_is_its_row():
+    config = HSTUConfig(dim=8, project=False)
+    model = HSTU(config, Schema(), Vocabs(Vocab(["a", "b", "c"])), ItemTable(4))
+    ids = model.item_encoder.ids.detach()
+    vectors = model.item_vectors().detach()
+    torch.testing.assert_close(vectors, ids / ids.norm(dim=1, keepdim=True))
+    tokens = model.choice_tokens(torch.tensor([2, 1]), {}).detach()
+    bias = model.condition_encoder.bias.detach()
+    torch.testing.assert_close(tokens, ids[[2, 1]] * 8**0.5 + bias)
+    hidden = torch.randn(3, 8)
+    torch.testing.assert_close(model.answers(hidden), hidden / hidden.norm(dim=1, keepdim=True))
+
+
 def test_save_and_load(tmp_path):
     model = make_hstu(task="ranking", **PRODUCTION, **CONTEXT, **WINDOW)
     model.save_pretrained(tmp_path / "m")
@@ -353,6 +368,7 @@ def test_save_and_load(tmp_path):
         ({**PRODUCTION, "context": ("a", "a")}, ValueError, "context must name each field once"),
         ({"head_dim": 300}, ValueError, "head_dim must be at most 256"),
         ({"layers": 0}, ValueError, "layers must be at least 1"),
+        ({"project": False, "width": 8}, ValueError, "dim must be width = 8 with project=False"),
         ({"dropout": 1.0}, ValueError, "dropout must be in"),
         ({"heads": 2.0}, TypeError, "heads must be int"),
     ],

@@ -125,6 +125,12 @@ class Plain:
             parts.append(self.feature("item_encoder.features", f, self.items.columns[f.name], row))
         return self.weights["item_encoder.proj.weight"] @ torch.cat(parts)
 
+    def project(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """Unit vectors, behind the projection if there is one."""
+        weight = self.weights.get(f"{name}.weight")
+        x = x if weight is None else x @ weight.T
+        return x / x.norm(dim=1, keepdim=True)
+
     def condition(self, events: Events, n: int, first: int) -> torch.Tensor:
         parts = [
             self.feature("condition_encoder.features", f, events.conditions[f.name], n)
@@ -199,8 +205,7 @@ class Plain:
 
     def item_vectors(self) -> torch.Tensor:
         tokens = torch.stack([self.item(row) for row in range(ITEMS)])
-        vectors = tokens @ self.weights["item_answer.weight"].T
-        return vectors / vectors.norm(dim=1, keepdim=True)
+        return self.project(tokens, "item_answer")
 
 
 __all__ = [

@@ -26,8 +26,8 @@ def model(**changes) -> HSTU:
         for name, parameter in made.named_parameters():
             if "norm" not in name:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
-        made.position_table.normal_(std=0.5)
-        made.time_table.normal_(std=0.5)
+        for table in made.places.parameters():
+            table.normal_(std=0.5)
     return made.eval()
 
 
@@ -36,6 +36,7 @@ VARIANTS = [
     pytest.param({}, id="research"),
     pytest.param(PRODUCTION, id="production"),
     pytest.param({**PRODUCTION, "window": 9, "context": ("scene",)}, id="masks"),
+    pytest.param({"project": False, "dim": 32}, id="no-projections"),
 ]
 MIN_FULL = {**PRODUCTION, "window": 9, "min_full": 6, "context": ("scene",)}
 

@@ -28,9 +28,8 @@ def model(**changes) -> HSTU:
         for name, parameter in made.named_parameters():
             if "norm" not in name:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
-        made.position_table.normal_(std=0.5)
-        if made.time_table is not None:
-            made.time_table.normal_(std=0.5)
+        for table in made.places.parameters():
+            table.normal_(std=0.5)
     return made.eval()
 
 

@@ -52,12 +52,19 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-@pytest.mark.parametrize("variant", ["research", "production"])
-def test_learns_the_next_item(variant, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="research"),
+        pytest.param({"variant": "production"}, id="production"),
+        pytest.param({"project": False}, id="no-projections"),
+    ],
+)
+def test_learns_the_next_item(changes, tmp_path):
     train, valid, test = walks().split("loo-full")
     seen = []
     model = pretrain(
-        SMALL.replace(variant=variant),
+        SMALL.replace(**changes),
         train,
         valid=valid,
         epochs=20,
@@ -88,7 +95,7 @@ def test_learns_what_users_like():
         HSTUConfig(dim=16, layers=2, max_length=16, dropout=0.0, task="ranking", tasks=LIKES),
         train,
         valid=valid,
-        epochs=15,
+        epochs=25,
         lr=1e-2,
         batch_tokens=256,
         warmup=10,

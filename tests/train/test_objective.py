@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pylum.data import ANY_ROW
+from pylum.data import ANY_ROW, OOV_ROW
 from pylum.train.objective import UNIFORM_NEGATIVES, Objective, drop_conditions
 from tests.model.world import ITEMS, answers, make_events, make_model
 from tests.tolerance import MODEL
@@ -43,6 +43,19 @@ def test_full_softmax(targets):
         model, answers(model, events)[sites], events.items[sites], events.items.unique()
     )
     assert abs(loss - expected) < TOLERANCE * expected
+
+
+def test_the_unknown_item_is_a_negative_where_items_have_no_features():
+    model, events = make()
+    events = replace(events, items=events.items.clamp(min=OOV_ROW + 1))
+    rows = torch.cat([torch.tensor([OOV_ROW]), events.items.unique()])
+    loss = Objective.of("full", events, ITEMS, features=False).loss(model, events)
+    expected = dense(model, answers(model, events), events.items, rows)
+    assert abs(loss - expected) < TOLERANCE * expected
+    chosen = replace(events, items=events.items * (torch.arange(events.total) % 2))
+    assert torch.equal(
+        Objective.of("full", chosen, ITEMS, features=False).catalogue, chosen.items.unique()
+    )
 
 
 def test_gradients_of_full_softmax():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pylum.data import Interactions
+from pylum.data import OOV_ROW, Interactions
 from pylum.model import LUMConfig
 from pylum.train import checkpoint, pretrain
 from pylum.train import run as run_module
@@ -54,6 +54,15 @@ def test_learns_what_the_condition_says():
     assert [entry["epoch"] for entry in seen] == list(range(1, 21))
     assert seen[-1]["loss"] < 0.3 * seen[0]["loss"]
     assert not model.training
+
+
+def test_the_unknown_item_learns_that_nobody_chose_it(parts):
+    """Items have no features here: those that nobody chose are all the unknown one."""
+    begun, model = (
+        pretrain(SMALL, parts[0], weight_decay=0.0, **{**FAST, "epochs": n}) for n in (0, 1)
+    )
+    before, after = (m.item_encoder.ids[OOV_ROW].detach() for m in (begun, model))
+    assert (before != after).all()
 
 
 def test_record_says_what_was_trained_on(parts):
