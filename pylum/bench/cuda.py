@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pylum.bench import cuda_attention, cuda_rows
-from pylum.bench.cpu import OURS, PRODUCT, line
+from pylum.bench.cpu import OURS, PRODUCT, line, met
 from pylum.bench.entry import Entry
 
 COPY = "copy probe"
@@ -47,7 +47,7 @@ def table(
         torch or this device does not have, and why.
     """
     torch.manual_seed(0)
-    print(f"{'op':<36} {'case':<62} {'ms':>9} {'ratio':>7} {'goal':>5} {'share':>6}  fastest peer")
+    print(f"{'op':<36} {'case':<62} {'ms':>9} {'ratio':>7} {'goal':>4}    {'share':>6} {'goal':>4}")
     rows: list[dict[str, Any]] = []
     with torch.device(device):
         for op, make in chain(cuda_attention.entries(tiny), cuda_rows.entries(tiny)):
@@ -81,10 +81,12 @@ def measure(
     ceiling = max(entry.flops / gflops, entry.bytes / gbytes) / 1e6
     peer = min(peers, key=lambda name: quartiles[name][1])
     ours = quartiles[OURS][1]
-    return {
+    row = {
         "op": entry.op,
         "case": entry.case,
         "goal": entry.goal,
+        "share_goal": entry.share,
+        "either": entry.either,
         "ms": {name: [round(float(x), 5) for x in q] for name, q in quartiles.items()},
         "runs": len(times[OURS]),
         "clock": "host" if device.type == "cpu" else "cold events" if cold else "events",
@@ -97,6 +99,7 @@ def measure(
         "probe_gflops": round(float(gflops), 1),
         "probe_gbytes": round(float(gbytes), 2),
     }
+    return row | {"met": met(row)}
 
 
 def _willing(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pylum import ops
+from pylum.bench import cuda_peers
 from pylum.bench.entry import Entry, inference, name, training
 from pylum.ops import Mask, PagedPrefix
 from pylum.ragged import lengths_to_offsets
@@ -140,12 +141,16 @@ def packed(head_dim: int, mode: int, tiny: bool) -> Entry:
         "varlen_attn": varlen,
         "FlexAttention": flex(sizes, offsets),
     }
+    ours = run(lambda q, k, v: ops.attention(q, k, v, offsets), *mine)
+    peers = {label: _later(run, call, mine) for label, call in contestants.items()}
+    if mode == 0:  # it has no backward pass
+        peers[cuda_peers.FLASHINFER] = cuda_peers.flashinfer_packed(mine, offsets, ours)
     return Entry(
         f"packed causal, {called}",
         f"{len(lengths)} lognormal, {sum(lengths):,} tokens, {HEADS} heads of {head_dim}",
         GOALS[mode],
-        run(lambda q, k, v: ops.attention(q, k, v, offsets), *mine),
-        {label: _later(run, call, mine) for label, call in contestants.items()},
+        ours,
+        peers,
         causal_flops(sizes, head_dim, factor),
         float(sum(x.nbytes for x in mine) * (4 if mode else 4 / 3)),
         dtype,
@@ -224,6 +229,7 @@ def group_query(users: int, length: int, count: int) -> Entry:
         label: _later(inference, sdpa(backend, False), [q, k, v])
         for label, backend in BACKENDS.items()
     }
+    peers[cuda_peers.FLASHINFER] = cuda_peers.flashinfer_prefix(mine[0], offsets, prefix)
     return Entry(
         "group query, one layer",
         f"{users} users x {count} on {length}, {HEADS} heads of {head_dim}, {name(dtype)}",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pylum import ops
+from pylum.bench import cuda_peers
 from pylum.bench.entry import Entry, inference, name, training
 from pylum.ops import RowUse
 
@@ -25,6 +26,7 @@ def entries(tiny: bool) -> Iterator[tuple[str, Callable[[], Entry]]]:
                 yield "embedding sequence gather", partial(gather, rows, count, dim, law)
                 yield "embedding bag", partial(bag, rows, count, dim, law)
                 yield "row-wise Adagrad step", partial(optimiser, rows, count, dim, law)
+                yield "row-wise Adagrad step, with lookup", partial(step, rows, count, dim, law)
     for width in (64, 512) if tiny else (64, 512, 4096):
         for mode in (0, 1):
             yield "residual norm", partial(norm, 64 if tiny else 65_536, width, mode)
@@ -53,7 +55,10 @@ def gather(rows: int, count: int, dim: int, law: str) -> Entry:
         f"{count:,} {law} rows of {rows:,} x {dim}, float32",
         1.0,
         inference(lambda t: ops.embedding_sequence([t], [index]), table),
-        {"F.embedding": inference(lambda t: F.embedding(index, t), table)},
+        {
+            "F.embedding": inference(lambda t: F.embedding(index, t), table),
+            cuda_peers.FBGEMM: cuda_peers.fbgemm_rows(table, index),
+        },
         0.0,
         float(count * (8 * dim + 8)),
         torch.float32,
@@ -69,10 +74,13 @@ def bag(rows: int, count: int, dim: int, law: str) -> Entry:
         f"{len(offsets) - 1:,} bags of 16 {law} rows of {rows:,} x {dim}, float32",
         1.0,
         inference(lambda t: ops.embedding_bag([t], [index], [offsets]), table),
-        {"F.embedding_bag": inference(
-            lambda t: F.embedding_bag(index, t, offsets, mode="sum", include_last_offset=True),
-            table,
-        )},
+        {
+            "F.embedding_bag": inference(
+                lambda t: F.embedding_bag(index, t, offsets, mode="sum", include_last_offset=True),
+                table,
+            ),
+            cuda_peers.FBGEMM: cuda_peers.fbgemm_bags(table, index, offsets),
+        },
         0.0,
         float(len(index) * (4 * dim + 8) + (len(offsets) - 1) * 4 * dim),
         torch.float32,
@@ -99,6 +107,28 @@ def optimiser(rows: int, count: int, dim: int, law: str) -> Entry:
         {"torch sparse Adagrad": torch_step},
         0.0,
         float(count * (4 * dim + 8) + touched * (8 * dim + 8)),
+        torch.float32,
+    )
+
+
+def step(rows: int, count: int, dim: int, law: str) -> Entry:
+    """Rows out, and the update by their gradients: what FBGEMM does as one."""
+    index, grad = lookups(rows, count, law), torch.randn(count, dim)
+    table, state = torch.randn(rows, dim), torch.zeros(rows)
+
+    def ours() -> None:
+        ops.embedding_sequence([table], [index])
+        ops.row_wise_adagrad_(table, state, [RowUse(index, grad)], lr=0.01, eps=1e-8)
+
+    touched = len(index.unique())
+    return Entry(
+        "row-wise Adagrad step, with lookup",
+        f"{count:,} {law} rows of {rows:,} x {dim}, float32",
+        1.0,
+        ours,
+        {cuda_peers.FBGEMM: cuda_peers.fbgemm_step(table, index, grad, 0.01, 1e-8, ours)},
+        0.0,
+        float(count * (12 * dim + 16) + touched * (8 * dim + 8)),
         torch.float32,
     )
 
