@@ -134,10 +134,12 @@ class UserEncoder(nn.Module):
             targets = torch.as_tensor(mask.num_targets)
         new = lengths - targets
         asks, appends = bool(targets.any()), bool(new.any())
+        if mask is not None and asks and not appends:
+            device = x.device
+            there = moved(offsets, device), moved(positions, device), prefixes, mask.to(device)
+            return self.ask(x, *there)
         if not self._fuses(x) or mask is None or not asks:
             return self._append(x, offsets, positions, new, prefixes, mask)
-        if not appends:
-            return self._ask(x, offsets, positions, prefixes, mask)
         # History rows see no targets: their pass may come before that of the targets.
         end = (offsets[:-1] + new).repeat_interleave(lengths)
         is_new = torch.arange(len(x)) < end
@@ -147,7 +149,7 @@ class UserEncoder(nn.Module):
         hidden[news] = self._append(
             x[news], lengths_to_offsets(new), positions[is_new], new, prefixes, alone
         )
-        hidden[rest] = self._ask(
+        hidden[rest] = self.ask(
             x[rest], lengths_to_offsets(targets), positions[~is_new], prefixes, mask
         )
         return hidden
@@ -158,7 +160,7 @@ class UserEncoder(nn.Module):
             return False
         return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and BFLOAT16_PAIRS)
 
-    def _ask(
+    def ask(
         self,
         x: torch.Tensor,
         offsets: torch.Tensor,
@@ -166,9 +168,30 @@ class UserEncoder(nn.Module):
         prefixes: Sequence[ops.PagedPrefix],
         mask: ops.Mask,
     ) -> torch.Tensor:
-        """Targets only, one call a layer."""
-        device = x.device
-        offsets, positions, mask = moved(offsets, device), moved(positions, device), mask.to(device)
+        """Rows that are targets, over histories that lie in pages already. Inference only.
+
+        Reads no value on the host: what it does depends on shapes alone, and a CUDA graph may hold
+        it.
+
+        Args:
+            x: ``[Q, width]`` tokens.
+            offsets: ``[B + 1]`` int64, in tokens; like all here on the device of ``x``.
+            positions: ``[Q]`` int64 in ``[0, max_length]``, in behaviours.
+            prefixes: one per layer, sharing ``table`` and ``lengths``.
+            mask: ``num_targets`` are all rows of each sequence.
+
+        Returns:
+            ``[Q, width]`` hidden states.
+        """
+        if not self._fuses(x):
+
+            def attend(
+                prefix: ops.PagedPrefix, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+            ) -> torch.Tensor:
+                return ops.prefix_attention(q, k, v, offsets, prefix, mask)
+
+            return self._pass(x, positions, [partial(attend, prefix) for prefix in prefixes], None)
+        # One call a layer.
         for block, prefix in zip(cast(list[Block], list(self.blocks)), prefixes, strict=True):
             x = ops.query_layer(
                 x,
@@ -196,13 +219,9 @@ class UserEncoder(nn.Module):
         device, lengths = x.device, offsets.diff()
         end = (offsets[:-1] + new).repeat_interleave(lengths)
         is_new = torch.arange(len(x)) < end
-        appends, asks = bool(is_new.any()), not bool(is_new.all())
-
-        def rows_of(these: torch.Tensor, alone: bool) -> slice | torch.Tensor:
-            return slice(None) if alone else moved(these.nonzero()[:, 0], device)
-
-        # Appending alone and asking alone are the common calls: no row is moved for them.
-        new_rows, target_rows = rows_of(is_new, not asks), rows_of(~is_new, not appends)
+        # Appending alone is the common call: no row is moved for it.
+        new_rows = slice(None) if bool(is_new.all()) else moved(is_new.nonzero()[:, 0], device)
+        target_rows = moved((~is_new).nonzero()[:, 0], device)
         new_offsets = moved(lengths_to_offsets(new), device)
         starts = prefixes[0].lengths - moved(new, device)
         offsets, positions = moved(offsets, device), moved(positions, device)
@@ -211,8 +230,7 @@ class UserEncoder(nn.Module):
         def attend(
             prefix: ops.PagedPrefix, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
         ) -> torch.Tensor:
-            if appends:
-                ops.append_pages(prefix, k[new_rows], v[new_rows], new_offsets, starts=starts)
+            ops.append_pages(prefix, k[new_rows], v[new_rows], new_offsets, starts=starts)
             return ops.prefix_attention(q, k[target_rows], v[target_rows], offsets, prefix, mask)
 
         return self._pass(x, positions, [partial(attend, prefix) for prefix in prefixes], None)

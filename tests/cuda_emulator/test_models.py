@@ -16,12 +16,14 @@ import torch
 
 import pylum
 from pylum import ItemIndex, UserCache, generate
+from pylum.cache import user_cache
 from pylum.knowledge import query
 from pylum.train.objective import Objective
 from tests.cuda_emulator.emulated import Emulated, emulating
 from tests.model.world import ITEMS, make_events, make_model
 from tests.second_device import CUDA, SecondDevice
 from tests.serving import test_hstu
+from tests.serving.tape import Tape
 from tests.serving.worlds import SCENES, data, event, history, item_table, model
 from tests.tolerance import MODEL
 
@@ -49,14 +51,21 @@ class Device:
     pages_are_of_cuda: bool
 
 
+def tapes(device):
+    return Tape if device.type == "cuda" else None
+
+
 @pytest.fixture(scope="module", params=DEVICES)
 def device(request):
     if request.param == "gpu":
         yield Device(nullcontext, None, True)
-    elif request.param == "second":
-        with SecondDevice() as second:
-            yield Device(nullcontext, second.waits, False)
-    else:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(user_cache, "graphs_of", tapes)
+        if request.param == "second":
+            with SecondDevice() as second:
+                yield Device(nullcontext, second.waits, False)
+            return
         emulated = Emulated(request.getfixturevalue("emulated_module"), pylum._C)
         with emulating(emulated), SecondDevice() as second:
             yield Device(emulated.resting, second.waits, True)
@@ -208,6 +217,39 @@ def test_a_warm_question_waits_for_its_answers_only(device):
     generate(theirs, histories(), ASK, cache=cache)
     # The fingerprint's version check reads no value: the weights have not changed.
     assert device.waits == Counter({"cpu": 3})
+    device.waits.clear()
+    generate(theirs, histories(), ASK, cache=cache)
+    assert device.waits == Counter({"cpu": 3})
+    assert cache.stats["recordings"] == 1 and cache.stats["replays"] == 2
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_graphs_answer_as_their_kernels_one_by_one(device, precision):
+    """Every size, its padding, and pages that have moved to other places of the pool."""
+    theirs = there(copy.deepcopy(model()).to(precision))
+    close = MODEL[precision]
+    graphs, plain = UserCache(theirs, 4096), UserCache(theirs, 4096, graphs=False)
+    for cache in (graphs, plain):
+        generate(theirs, histories(), ASK, cache=cache)
+    calls = [
+        (["u70"], {"scene": ["home"]}, None),
+        (["u33", "u0", "u70"], {"scene": SCENES}, 1_800_000_000),
+        (["u33", "u70"], {"scene": SCENES * 3}, None),
+        (["u3", "u0", "u70"], {"scene": SCENES}, 1_900_000_000),
+    ]
+    for number, (users, asked, time) in enumerate([*calls, calls[0]]):
+        if number == len(calls):
+            for cache in (graphs, plain):
+                cache.invalidate(["u70", "u3"])
+                generate(theirs, {"u3": history(3, 3), "u70": history(70, 70)}, ASK, cache=cache)
+        found, expected = (
+            generate(theirs, users, asked, query_time=time, cache=cache)
+            for cache in (graphs, plain)
+        )
+        torch.testing.assert_close(found.embeddings, expected.embeddings, atol=close, rtol=0)
+        assert found.stats == expected.stats
+    assert graphs.stats["replays"] == len(calls) + 1
+    assert graphs.stats["recordings"] == 3 and not plain.stats["recordings"]
 
 
 @pytest.mark.parametrize("at", ["end", "each"])
