@@ -41,6 +41,7 @@ class PairSection {
         head = query_head;
         to = gradients;
         load_rows();
+        prefetched = 0;
         int64_t end = 0;
         const Spans* spans[kTaskRows / kStripRows];
         for (int i = 0; i < count; ++i) {
@@ -69,6 +70,9 @@ class PairSection {
             }
             if (loaded) {
                 to.turn.pass(first + kBlockKeys);
+                if (prefetched < kTaskRows) {
+                    prefetch_next();
+                }
             }
         }
         to.turn.wait(kAllKeys);
@@ -171,34 +175,47 @@ class PairSection {
         }
     }
 
+    // Asks for half of the rows that the thread's next section will read.
+    void prefetch_next() {
+        const int64_t group = p.heads / p.kv_heads, end = s.first_row + s.history + s.targets;
+        int64_t row = strip_row(section, s), next_head = head + 1;
+        if (next_head % group == 0 && row + section.rows < end) {
+            row += section.rows;
+            next_head -= group;
+        } else if (next_head % group == 0) {
+            row = s.first_row;
+        }
+        if (next_head == p.heads) {
+            return;
+        }
+        row += prefetched;
+        prefetched += kTaskRows / 2;
+        const int64_t rows = end - row < kTaskRows / 2 ? end - row : kTaskRows / 2;
+        const int64_t stride = p.heads * p.value_dim;
+        prefetch_rows(q_of(row) + (next_head - head) * p.q_head, p.q_row, rows, p.head_dim);
+        prefetch_rows(dout_of(row) + (next_head - head) * b.dout_head, b.dout_row, rows,
+                      p.value_dim);
+        prefetch_rows(static_cast<const bfloat16*>(p.out) + row * stride + next_head * p.value_dim,
+                      stride, rows, p.value_dim);
+    }
+
     // Keys and values of the history, or targets of the sequence, from number `first` on.
     void load_block(int64_t first, int size, bool targets) {
         const int64_t at = targets ? s.history + first : first;
         block_keys = size;
-#ifdef PYLUM_TILES
-        const int64_t row = s.first_row + at;
+        const int64_t row = s.first_row + at, left = s.history + s.targets - at - size;
         const bfloat16* k = static_cast<const bfloat16*>(p.k) + row * p.k_row + kv_head * p.k_head;
         const bfloat16* v = static_cast<const bfloat16*>(p.v) + row * p.v_row + kv_head * p.v_head;
+        prefetch_rows(k + size * p.k_row, p.k_row, block_size(left), p.head_dim);
+        prefetch_rows(v + size * p.v_row, p.v_row, block_size(left), p.value_dim);
+#ifdef PYLUM_TILES
         keys = key_tiles(k, p.k_row, size, p.head_dim, k_rows);
         values = key_tiles(v, p.v_row, size, p.value_dim, v_rows);
         key_columns =
             value_tiles(k, p.k_row, size, p.head_dim, reinterpret_cast<bfloat16*>(k_pairs));
 #else
-        const auto copy = [&](const void* x, int64_t row, int64_t head_stride, int64_t dim,
-                              bfloat16* out) {
-            const bfloat16* from =
-                static_cast<const bfloat16*>(x) + (s.first_row + at) * row + kv_head * head_stride;
-            const int64_t even = dim + dim % 2;
-            for (int i = 0; i < size; ++i) {
-                memcpy(out + i * even, from + i * row, sizeof(bfloat16) * dim);
-                if (dim % 2 == 1) {
-                    out[i * even + dim].bits = 0;
-                }
-            }
-            return PairKeys{out, even, 2};
-        };
-        keys = copy(p.k, p.k_row, p.k_head, p.head_dim, k_rows);
-        values = copy(p.v, p.v_row, p.v_head, p.value_dim, v_rows);
+        keys = pair_keys(k, p.k_row, size, p.head_dim, k_rows);
+        values = pair_keys(v, p.v_row, size, p.value_dim, v_rows);
         pack_values(keys.data, keys.row, size, p.head_dim, k_pairs);
         keys_checked = false;
 #endif
@@ -337,7 +354,7 @@ class PairSection {
             }
 #pragma GCC unroll 2
             for (int v = 0; v < kVecs; ++v) {
-                store(dpairs + i / 2 * kLead + v * kLanes, key_pairs(dx[0][v], dx[1][v]));
+                store(dpairs + i / 2 * kLead + v * kLanes, pair_lanes(dx[0][v], dx[1][v]));
             }
         }
     }
@@ -406,6 +423,7 @@ class PairSection {
     Gradients to;
     int count;         // of strips
     bool rows_finite;  // of q and dout
+    int prefetched;    // rows of the next section
     PairStrip strips[kTaskRows / kStripRows];
     alignas(64) uint32_t q_pairs[kTaskRows / 2 * kMaxDim];  // [pair of rows][padded dim]
     alignas(64) uint32_t dout_pairs[kTaskRows / 2 * kMaxDim];
@@ -417,8 +435,13 @@ class PairSection {
 #else
     bool keys_checked, keys_are_finite;
 #endif
+#ifdef PYLUM_TILES
     alignas(64) bfloat16 k_rows[kBlockKeys * kMaxDim];
     alignas(64) bfloat16 v_rows[kBlockKeys * kMaxDim];
+#else
+    alignas(64) uint32_t k_rows[kBlockPairs * kMaxDim];
+    alignas(64) uint32_t v_rows[kBlockPairs * kMaxDim];
+#endif
     alignas(64) uint32_t k_pairs[kBlockPairs * kMaxDim];
     // Of the block and a strip: [key][lane].
     alignas(64) float scores[kBlockKeys * kStripRows];

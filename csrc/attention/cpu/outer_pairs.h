@@ -9,17 +9,6 @@ namespace {
 
 #ifdef __AVX512BF16__
 
-// Lane by lane a pair of two consecutive keys, rounded to bfloat16.
-inline vfloat key_pairs(vfloat first, vfloat second) {
-    uint16_t order[2 * kLanes];
-    for (int l = 0; l < kLanes; ++l) {
-        order[2 * l] = static_cast<uint16_t>(l);
-        order[2 * l + 1] = static_cast<uint16_t>(l + kLanes);
-    }
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-    return (vfloat)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
-}
-
 // The lanes of one key as bfloat16, in order: pairs of consecutive rows.
 inline void store_row(const vfloat (&x)[2], bfloat16* out) {
     const __m512bh rounded = _mm512_cvtne2ps_pbh((__m512)x[1], (__m512)x[0]);

@@ -46,6 +46,7 @@ class ForwardTask {
         blocks.v = v;
         blocks.head_dim = p.head_dim;
         blocks.value_dim = p.value_dim;
+        prefetch_rows(q_of(strip_row(section, s)), p.q_row, section.rows, p.head_dim);
         for (int first = 0; first < section.rows; first += kStripRows) {
             const int left = section.rows - first;
             begin(strips[count++], {.sequence = section.sequence,
@@ -53,6 +54,7 @@ class ForwardTask {
                                     .first = section.first + first,
                                     .targets = section.targets});
         }
+        prefetch_block(0);
     }
 
     void run() {
@@ -76,6 +78,9 @@ class ForwardTask {
     }
 
   private:
+    const T* q_of(int64_t row) const {
+        return static_cast<const T*>(p.q) + row * p.q_row + head * p.q_head;
+    }
     int64_t kv_head() const { return head / (p.heads / p.kv_heads); }
     int64_t last_key() const {
         int64_t last = 0;
@@ -99,7 +104,7 @@ class ForwardTask {
         if (p.bias.given()) {
             strip.rows = bias_rows(p, section, s, row);
         }
-        const T* q = static_cast<const T*>(p.q) + row * p.q_row + head * p.q_head;
+        const T* q = q_of(row);
         if (strip.narrow()) {
             columns<16 / kLanes>(q, section.rows, strip.columns);
         } else {
@@ -141,6 +146,15 @@ class ForwardTask {
         }
     }
 
+    // The block at `first` arrives while the one before it is computed.
+    void prefetch_block(int64_t first) const {
+        if (!k.pages && first < last_key()) {
+            const int count = block_size(last_key() - first);
+            prefetch_rows(k.block(first), k.stride, count, p.head_dim);
+            prefetch_rows(v.block(first), v.stride, count, p.value_dim);
+        }
+    }
+
     // Targets from number `first` of the sequence on.
     void load_targets(int64_t first, int size, Keys& keys, Values& values) {
         const T* k_rows = k.targets + first * k.stride;
@@ -170,6 +184,7 @@ class ForwardTask {
                 }
                 if (!keys.data) {
                     load_block(first, block_size(end - first), keys, values);
+                    prefetch_block(first + kBlockKeys);
                 }
                 const int size = block_size(strip.keys() - first);
                 block(strip, keys, values, first, size, strip.spans, strip.spans.full(first, size),

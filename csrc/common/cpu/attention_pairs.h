@@ -90,23 +90,56 @@ __attribute__((noinline)) void dots(PairKeys keys, int count, const float* colum
     }
 }
 
-// pairs[i][lane] = weights[2 i][lane], weights[2 i + 1][lane]; no last partner: zero.
-template <int kVecs>
-inline void pair_weights(const float* weights, int count, float* pairs) {
-    constexpr int kLead = kVecs * kLanes;
+// Lane by lane a pair, rounded to bfloat16.
+inline vfloat pair_lanes(vfloat first, vfloat second) {
     uint16_t order[2 * kLanes];
     for (int l = 0; l < kLanes; ++l) {
         order[2 * l] = static_cast<uint16_t>(l);
         order[2 * l + 1] = static_cast<uint16_t>(l + kLanes);
     }
-    const __m512i interleaved = _mm512_loadu_si512(order);
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (vfloat)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
+}
+
+// pairs[i][lane] = weights[2 i][lane], weights[2 i + 1][lane]; no last partner: zero.
+template <int kVecs>
+inline void pair_weights(const float* weights, int count, float* pairs) {
+    constexpr int kLead = kVecs * kLanes;
     for (int i = 0; i < count; i += 2) {
         for (int v = 0; v < kVecs; ++v) {
             const float* at = weights + i * kLead + v * kLanes;
             const vfloat second = i + 1 < count ? load(at + kLead) : vfloat{};
-            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)load(at));
-            store(pairs + i / 2 * kLead + v * kLanes,
-                  (vfloat)_mm512_permutexvar_epi16(interleaved, both));
+            store(pairs + i / 2 * kLead + v * kLanes, pair_lanes(load(at), second));
+        }
+    }
+}
+
+// Row lane's element d = factor[lane] * columns[d][lane]: by pairs, half the work of one by one.
+template <int kVecs>
+__attribute__((noinline)) void store_columns(const float* columns, const float* factor, int count,
+                                             int64_t dim, bfloat16* x, int64_t stride) {
+    constexpr int kLead = kVecs * kLanes;
+    for (int v = 0; v < kVecs && v * kLanes < count; ++v) {
+        const vfloat scale = load(factor + v * kLanes);
+        for (int64_t d = 0; d < dim; d += 2 * kLanes) {
+            const int64_t left = dim - d < 2 * kLanes ? dim - d : 2 * kLanes;
+            vfloat tile[kLanes];
+            for (int i = 0; i < kLanes; ++i) {
+                const float* at = columns + (d + 2 * i) * kLead + v * kLanes;
+                tile[i] = 2 * i < left
+                              ? pair_lanes(load(at) * scale,
+                                           2 * i + 1 < left ? load(at + kLead) * scale : vfloat{})
+                              : vfloat{};
+            }
+            transpose(tile);
+            for (int i = 0; i < kLanes && v * kLanes + i < count; ++i) {
+                bfloat16* p = x + (v * kLanes + i) * stride + d;
+                if (left == 2 * kLanes) {
+                    memcpy(p, &tile[i], 4 * kLanes);
+                } else {
+                    memcpy(p, &tile[i], sizeof(bfloat16) * left);
+                }
+            }
         }
     }
 }
@@ -219,7 +252,11 @@ inline PairKeys pair_keys(const bfloat16* rows, int64_t stride, int count, int64
     bfloat16* out = reinterpret_cast<bfloat16*>(buffer);
     const int64_t even = dim + dim % 2;
     for (int i = 0; i < count; ++i) {
-        memcpy(out + i * even, rows + i * stride, sizeof(bfloat16) * dim);
+        int64_t d = 0;
+        for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+            memcpy(out + i * even + d, rows + i * stride + d, 4 * kLanes);
+        }
+        memcpy(out + i * even + d, rows + i * stride + d, sizeof(bfloat16) * (dim - d));
         if (dim % 2 == 1) {
             out[i * even + dim].bits = 0;
         }

@@ -3,6 +3,7 @@
 
 #include "common/attention_inputs.h"
 #include "common/cpu/attention_block.h"
+#include "common/prefetch.h"
 
 namespace pylum {
 namespace {
@@ -56,6 +57,15 @@ inline Rows rows_of(const bfloat16* x, int64_t stride, int count, int64_t dim, f
         }
     }
     return {buffer, dim};
+}
+
+// Rows far apart are no stream that a CPU would foresee.
+template <typename T>
+[[gnu::always_inline]] inline void prefetch_rows(const T* rows, int64_t stride, int64_t count,
+                                                 int64_t dim) {
+    for (int64_t i = 0; i < count; ++i) {
+        prefetch(rows + i * stride, dim * static_cast<int64_t>(sizeof(T)));
+    }
 }
 
 // out[d][lane] = factor * row lane's element d; lanes past `count` are zero.

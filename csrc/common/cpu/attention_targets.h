@@ -175,27 +175,30 @@ class TargetTask {
         if (p.silu) {
             for (; i < end; i += kLanes) {
                 const vfloat x = load(score + i);
-                store_weights(out + i, x * logistic(x));
+                store_weights(out + i, x * weight_logistic(x));
             }
         } else {
-            vfloat top[2] = {broadcast(-kInfinity), broadcast(-kInfinity)};
-            for (; i < end; i += kLanes) {
-                vfloat& most = top[i / kLanes % 2];
-                most = max(load(score + i), most);
+            vfloat first = broadcast(-kInfinity), second = first;
+            for (; i + kLanes < end; i += 2 * kLanes) {
+                first = max(load(score + i), first);
+                second = max(load(score + i + kLanes), second);
             }
-            sum.peak = max(max(top[0], top[1]));
+            if (i < end) {
+                first = max(load(score + i), first);
+            }
+            sum.peak = max(max(first, second));
             const float base = sum.peak == -kInfinity ? 0.0f : sum.peak;
             vfloat even{}, odd{};
             for (i = 0; i + kLanes < end; i += 2 * kLanes) {
-                const vfloat a = exp2(load(score + i) - base);
-                const vfloat b = exp2(load(score + i + kLanes) - base);
+                const vfloat a = weight_exp2(load(score + i) - base);
+                const vfloat b = weight_exp2(load(score + i + kLanes) - base);
                 store_weights(out + i, a);
                 store_weights(out + i + kLanes, b);
                 even += a;
                 odd += b;
             }
             if (i < end) {
-                const vfloat a = exp2(load(score + i) - base);
+                const vfloat a = weight_exp2(load(score + i) - base);
                 store_weights(out + i, a);
                 even += a;
                 i += kLanes;
