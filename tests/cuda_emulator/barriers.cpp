@@ -1,5 +1,6 @@
 // Where threads wait for each other: a block, some of its warps, a warpgroup, the lanes of a warp.
 #include "fibers.h"
+#include "memory.h"
 
 namespace emulator {
 
@@ -30,24 +31,23 @@ void named_barrier(int number, int threads, const Place& place) {
     own.number = number;
     own.threads = threads;
     own.state = State::kNamed;
-    int here = 0;
-    for (const Fiber& f : s.fibers) {
+    std::vector<int> here;
+    for (size_t i = 0; i < s.fibers.size(); ++i) {
+        const Fiber& f = s.fibers[i];
         if (f.state == State::kNamed && f.number == number) {
-            ++here;
+            here.push_back(static_cast<int>(i));
             if (f.threads != threads) {
                 fail("threads expect another number of threads at a named barrier" + waiting());
             }
         }
     }
-    if (here < threads) {
+    if (static_cast<int>(here.size()) < threads) {
         leave();
         return;
     }
-    next_block_epoch();
-    for (Fiber& f : s.fibers) {
-        if (f.state == State::kNamed && f.number == number) {
-            f.state = State::kReady;
-        }
+    meet(here);
+    for (const int i : here) {
+        s.fibers[i].state = State::kReady;
     }
 }
 
@@ -61,6 +61,7 @@ void phase_wait(const void* barrier, unsigned parity, const Place& place) {
         own.state = State::kPhase;
         leave();
     }
+    learn_phase(barrier);
 }
 
 void warpgroup_meet(void (*done)(int first_thread), const Place& place) {

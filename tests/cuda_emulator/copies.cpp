@@ -90,6 +90,7 @@ void begin_tile_write(void* to, size_t size, const Place& place) {
     for (size_t i = 0; i < size / kCell; ++i) {
         Cell& c = shared.cells[(at - shared.begin) / kCell + i];
         c.in_flight = true;
+        c.by_engine = true;
         c.fences = 0;
     }
 }
@@ -97,7 +98,7 @@ void begin_tile_write(void* to, size_t size, const Place& place) {
 void end_tile_write(void* to, size_t size) {
     const size_t first = (reinterpret_cast<uintptr_t>(to) - shared.begin) / kCell;
     for (size_t i = first; i < first + size / kCell; ++i) {
-        land(shared.cells[i]);
+        land_tile(shared.cells[i]);
     }
 }
 

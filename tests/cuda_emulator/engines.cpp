@@ -1,10 +1,10 @@
 // The engines of sm_90: barriers with phases, copies of tiles and the products of a warpgroup.
-#include "engines.h"
-
 #include <cstring>
 #include <map>
 #include <stdexcept>
 #include <vector>
+
+#include "memory.h"
 
 namespace emulator {
 
@@ -26,6 +26,7 @@ struct Phase {
     unsigned count = 0, left = 0, number = 0;
     int64_t bytes = 0;  // still to come
     std::vector<Landing> landings;
+    Clock told, ended;  // by those who arrived so far; when the last phase ended
 };
 
 struct Product {
@@ -80,7 +81,7 @@ void try_to_end(Phase& phase) {
     if (phase.left == 0 && phase.bytes == 0) {
         ++phase.number;
         phase.left = phase.count;
-        next_block_epoch();
+        phase.ended = phase.told;
     }
 }
 
@@ -238,6 +239,7 @@ void phase_arrive(const void* barrier, unsigned bytes, const Place& place) {
     }
     --phase.left;
     phase.bytes += bytes;
+    tell(phase.told);
     try_to_end(phase);
 }
 
@@ -254,23 +256,28 @@ bool phase_ended(const void* barrier, unsigned parity) {
     return phase.number % 2 != parity;
 }
 
+void learn_phase(const void* barrier) { learn(phases.at(barrier).ended); }
+
 void copy_tile(void* to, const Box& box, const void* barrier, const Place& place) {
     const Outside outside;
     Phase& phase = phase_of(barrier, place);
     Landing landing{static_cast<unsigned char*>(to), box, {}, {}};
     memcpy(landing.dims, box.dims, sizeof landing.dims);
     memcpy(landing.bytes, box.bytes, sizeof landing.bytes);
-    const int64_t columns = std::min<int64_t>(kRowBytes / 2, box.dims[0] - box.first[0]);
+    const int64_t first = std::max(box.first[0], 0);
+    const int64_t columns = std::min<int64_t>(box.first[0] + kRowBytes / 2, box.dims[0]) - first;
     for (int row = 0; row < box.rows; ++row) {
         const int64_t z = box.first[2] + row;
-        if (columns > 0 && z >= 0 && z < box.dims[2] && box.first[1] < box.dims[1]) {
+        if (columns > 0 && z >= 0 && z < box.dims[2] && box.first[1] >= 0 &&
+            box.first[1] < box.dims[1]) {
             in_kernel = true;
-            access(box.at + box.first[0] * 2 + box.first[1] * box.bytes[1] + z * box.bytes[2],
+            access(box.at + first * 2 + box.first[1] * box.bytes[1] + z * box.bytes[2],
                    static_cast<size_t>(columns) * 2, Access::kRead, place);
             in_kernel = false;
         }
     }
     begin_tile_write(to, static_cast<size_t>(box.rows) * kRowBytes, place);
+    tell(phase.told);
     phase.landings.push_back(landing);
     ++copied_tiles;
 }

@@ -11,6 +11,9 @@
 #include "common/cuda/shared.h"
 
 namespace golden {
+
+bool run_hopper(const std::string& name, const uint32_t* in, uint32_t* out, int64_t cases);
+
 namespace {
 
 using namespace pylum::cuda;
@@ -168,7 +171,7 @@ void run(const std::string& name, const uint32_t* in, uint32_t* out, int64_t cas
         go(shuffles_kernel);
     } else if (name == "votes") {
         go(votes_kernel);
-    } else {
+    } else if (!run_hopper(name, in, out, cases)) {
         throw std::invalid_argument("no such kernel: " + name);
     }
 }

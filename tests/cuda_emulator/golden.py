@@ -2,7 +2,8 @@
 
     python -m tests.cuda_emulator.golden record     on a machine with a GPU and nvcc
 
-runs every kernel of ``golden.cu`` on seeded inputs and keeps inputs and outputs in ``golden.npz``.
+runs every kernel of ``golden.cu`` on seeded inputs and keeps inputs and outputs in ``golden.npz``,
+on a GPU of sm_90 those of ``golden_hopper.cu`` too.
 ``--library`` takes a library built elsewhere by ``build``, for a machine without nvcc.
 """
 
@@ -13,13 +14,14 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from tests.cuda_emulator import golden_hopper as hopper
 from tests.tolerance import MATRIX_UNIT, SPECIAL_FUNCTIONS
 
 HERE = Path(__file__).parent
@@ -33,7 +35,7 @@ Words = npt.NDArray[np.uint32]
 Device = Callable[[str, Words, int], Words]
 
 # Words of a lane in and out.
-WORDS = {
+WARP_WORDS = {
     "copy_async16": (12, 8),
     "load_matrices": (4, 4),
     "load_matrices_transposed": (4, 4),
@@ -45,6 +47,7 @@ WORDS = {
     "shuffles": (2, 6),
     "votes": (1, 7),
 }
+WORDS = WARP_WORDS | hopper.WORDS
 # Numbers where rounding, flushing or a class of its own may differ.
 EDGES = np.array(
     [
@@ -70,7 +73,9 @@ EDGES = np.array(
 
 def inputs(name: str) -> Words:
     """Seeded, with the edges of the formats among them."""
-    seed = np.random.default_rng([2508, list(WORDS).index(name)])
+    if name in hopper.WORDS:
+        return hopper.inputs(name)
+    seed = np.random.default_rng([2508, list(WARP_WORDS).index(name)])
     shape = (CASES, 32, WORDS[name][0])
     words = seed.integers(0, 2**32, shape, dtype=np.uint32)
     if name == "copy_async16":
@@ -122,11 +127,11 @@ def _factors(name: str, seed: np.random.Generator) -> Words:
     return np.concatenate([bits, sums.view(np.uint32)], -1)
 
 
-def record(device: Device, path: Path, about: str) -> None:
-    """Run every kernel and write inputs and outputs."""
+def record(device: Device, path: Path, about: str, names: Iterable[str] = WORDS) -> None:
+    """Run these kernels and write inputs and outputs."""
     arrays = {"about": np.array(about)}
-    for name, (_, out) in WORDS.items():
-        given = inputs(name)
+    for name in names:
+        given, out = inputs(name), WORDS[name][1]
         arrays[f"{name}.in"], arrays[f"{name}.out"] = given, device(name, given, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
@@ -144,7 +149,7 @@ def differences(name: str, given: Words, golden: Words, found: Words) -> list[st
     its own, and special functions are approximations: these are equal within their documented
     error, with NaN and infinities in the same places.
     """
-    if not name.startswith(("multiply", "functions", "conversions")):
+    if not name.startswith(("multiply", "group", "functions", "conversions")):
         return _count(name, golden != found)
     golden, found = golden.view(np.float32), found.view(np.float32)
     lines = _count(f"{name}: NaN", np.isnan(golden) != np.isnan(found))
@@ -209,14 +214,22 @@ def of_lanes(d: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def magnitudes(name: str, given: Words) -> npt.NDArray[np.float64]:
-    """``[cases, 32, 4]`` sums of the absolute values of what each element of d is the sum of."""
+    """``[cases, 32, 4]`` sums of the absolute values of what each element of d is the sum of.
+
+    Of products of a warpgroup: ``[cases, 128, words]``.
+    """
+    if name in hopper.WORDS:
+        a, b, d = (np.nan_to_num(np.abs(x), posinf=0.0) for x in hopper.matrices(name, given))
+        return hopper.of_threads(a @ b + d)
     a, b, d = (np.nan_to_num(np.abs(x), posinf=0.0) for x in matrices(name, given))
     return of_lanes(a @ b + d)
 
 
 def build_library(path: Path = LIBRARY) -> Path:
-    """Compile ``golden.cu`` with nvcc where it is newer."""
-    sources = [HERE / "golden.cu", *(ROOT / "csrc" / "common" / "cuda").glob("*.h")]
+    """Compile ``golden.cu`` and ``golden_hopper.cu`` with nvcc where they are newer."""
+    cuda = ROOT / "csrc" / "common" / "cuda"
+    compiled = [HERE / "golden.cu", HERE / "golden_hopper.cu", cuda / "tensor_map.cu"]
+    sources = [*compiled, *cuda.glob("*.h")]
     if path.exists() and all(path.stat().st_mtime > s.stat().st_mtime for s in sources):
         return path
     if shutil.which("nvcc") is None:
@@ -227,8 +240,9 @@ def build_library(path: Path = LIBRARY) -> Path:
     targets = [word for code in codes for word in ("-gencode", code)]
     flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC", "-Werror=all-warnings"]
     include = f"-I{ROOT / 'csrc'}"
-    command = ["nvcc", *flags, *targets, include, "-DPYLUM_CUDA=1", "-o", str(path)]
-    subprocess.run([*command, str(HERE / "golden.cu")], check=True)
+    defined = ["-DPYLUM_CUDA=1", '-DPYLUM_CUDA_ARCHITECTURES="90a"']
+    command = ["nvcc", *flags, *targets, include, *defined, "-o", str(path)]
+    subprocess.run([*command, *map(str, compiled)], check=True)
     return path
 
 
@@ -251,6 +265,11 @@ def gpu(library: Path) -> Device:
     return run
 
 
+def has_engines() -> bool:
+    """This machine's GPU runs the kernels of ``golden_hopper.cu``."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["build", "record"])
@@ -261,7 +280,8 @@ def main() -> None:
     if chosen.what == "record":
         if not torch.cuda.is_available():
             raise SystemExit("recording needs a GPU, and torch finds none")
-        record(gpu(library), chosen.out, torch.cuda.get_device_name())
+        names = WORDS if has_engines() else WARP_WORDS
+        record(gpu(library), chosen.out, torch.cuda.get_device_name(), names)
     print(library if chosen.what == "build" else chosen.out)
 
 

@@ -7,14 +7,15 @@
 
 namespace emulator {
 
-// Two bytes of memory: who wrote and who read last. Time is counted in epochs: every barrier of a
-// block begins one, so does every block, and within it every operation of a warp begins one of the
-// warp's own. Blocks run one after another, so the epochs of the launch are one line.
+// Two bytes of memory: who wrote and who read last. Time is counted twice: in epochs, of which
+// every block and every barrier of a whole block begins one, all in one line; and for each thread,
+// in how often its warp met or it told others of what it had done.
 struct Cell {
-    uint32_t write_epoch = 0, write_warp_epoch = 0, read_epoch = 0, read_warp_epoch = 0;
-    uint32_t fences = 0;  // of the block when a thread wrote; 0: no thread, or seen by engines
+    uint32_t write_epoch = 0, write_time = 0, read_epoch = 0, read_time = 0;
+    uint32_t readers = 0;  // 0: `reader` alone, else their number in the epoch's lists, plus 1
+    uint32_t fences = 0;   // of the block when a thread wrote; 0: no thread, or seen by engines
     uint16_t writer = 0, reader = 0;
-    bool atomic = false, in_flight = false, read_by_lanes = false, read_by_warps = false;
+    bool atomic = false, in_flight = false, by_engine = false;
 };
 constexpr size_t kCell = 2;
 
@@ -38,13 +39,26 @@ void checked_access(const void* at, size_t size, Access kind, const void* code, 
 
 // races.cpp: the access is ordered after what other threads did to the same bytes.
 void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code, const Place* place);
-// Bytes of a copy have come.
+// Bytes of a copy have come: by the thread that waits for its own, or by an engine, for those who
+// know of its beginning.
 void land(Cell& cell);
+void land_tile(Cell& cell);
+// For each thread of the block, up to when what it did is known.
+using Clock = std::vector<uint32_t>;
+// The running thread adds to the clock what it did and what its warp knows; the warp learns what
+// the clock says.
+void tell(Clock& clock);
+void learn(const Clock& clock);
+// These threads met: they know of each other.
+void meet(const std::vector<int>& threads);
 bool seen_by_engines(const Cell& cell);
 void begin_launch_epoch();
 void begin_block_epoch();
 
 // copies.cpp
 void begin_copies();
+
+// engines.cpp: what the thread waited for has happened.
+void learn_phase(const void* barrier);
 
 }  // namespace emulator

@@ -4,6 +4,7 @@
 #include "common/cuda/launch.h"
 #include "common/cuda/numeric.h"
 #include "common/cuda/ptx.h"
+#include "common/cuda/ptx_hopper.h"
 #include "common/cuda/shared.h"
 
 namespace planted {
@@ -15,6 +16,10 @@ constexpr int kThreads = 64;
 
 struct Floats {
     float at[kThreads];
+};
+struct Mail {
+    float at[kThreads];
+    uint64_t full;
 };
 
 template <bool kBug>
@@ -167,10 +172,65 @@ __global__ void lanes_race(float* x) {
     x[threadIdx.x] = s.at[threadIdx.x ^ 1];
 }
 
+// Each warp has a barrier, but not the same one.
+template <bool kBug>
+__global__ void barrier_of_others(float* x) {
+    PYLUM_SHARED(Floats, s);
+    if (threadIdx.x < 32) {
+        s.at[threadIdx.x] = x[threadIdx.x];
+    }
+    kBug ? named_barrier(1 + static_cast<int>(threadIdx.x) / 32, 32) : named_barrier(1, 64);
+    if (threadIdx.x >= 32) {
+        x[threadIdx.x] = s.at[threadIdx.x - 32];
+    }
+}
+
+// One lane arrives for its warp, which has not yet met.
+template <bool kBug>
+__global__ void arrival_of_one_lane(float* x) {
+    PYLUM_SHARED(Mail, s);
+    if (threadIdx.x == 0) {
+        barrier_init(&s.full, 1);
+        fence_barriers();
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        s.at[threadIdx.x] = x[threadIdx.x];
+        if (!kBug) {
+            __syncwarp();
+        }
+        if (threadIdx.x == 0) {
+            barrier_arrive(&s.full);
+        }
+    } else {
+        barrier_wait(&s.full, 0);
+        x[threadIdx.x] = s.at[threadIdx.x - 32];
+    }
+}
+
+// What others have read is overwritten once one of the two has said that it is done.
+template <bool kBug>
+__global__ void early_overwrite(float* x) {
+    PYLUM_SHARED(Mail, s);
+    if (threadIdx.x == 0) {
+        barrier_init(&s.full, kBug ? 1 : 2);
+        fence_barriers();
+    }
+    s.at[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    x[threadIdx.x] = s.at[(threadIdx.x + 32) % kThreads];
+    __syncwarp();
+    if (threadIdx.x == 0 || (!kBug && threadIdx.x == 32)) {
+        barrier_arrive(&s.full);
+    }
+    barrier_wait(&s.full, 0);
+    s.at[threadIdx.x] = 0.0f;
+}
+
 template <bool kBug>
 void run(const std::string& name, float* x, int64_t size) {
-    const auto go = [&](auto kernel, unsigned blocks = 1) {
-        launch(name.c_str(), kernel, dim3(blocks), kThreads, sizeof(Floats), nullptr, x);
+    const auto go = [&](auto kernel, unsigned blocks = 1, size_t shared = sizeof(Floats)) {
+        launch(name.c_str(), kernel, dim3(blocks), kThreads, shared, nullptr, x);
     };
     if (name == "missing_barrier") {
         go(missing_barrier<kBug>);
@@ -200,6 +260,12 @@ void run(const std::string& name, float* x, int64_t size) {
         go(blocks_race<kBug>, 2);
     } else if (name == "lanes_race") {
         go(lanes_race<kBug>);
+    } else if (name == "barrier_of_others") {
+        go(barrier_of_others<kBug>);
+    } else if (name == "arrival_of_one_lane") {
+        go(arrival_of_one_lane<kBug>, 1, sizeof(Mail));
+    } else if (name == "early_overwrite") {
+        go(early_overwrite<kBug>, 1, sizeof(Mail));
     } else {
         throw std::invalid_argument("no such kernel: " + name);
     }

@@ -1,4 +1,6 @@
-// Races: whether accesses of a launch are ordered, by barriers of blocks and operations of warps.
+// Races: whether accesses of a launch are ordered, by barriers of blocks, of some warps and with
+// phases, and by operations of warps.
+#include <algorithm>
 #include <cstring>
 
 #include "memory.h"
@@ -10,15 +12,99 @@ int thread = -1, warp = 0;
 namespace {
 
 uint32_t epoch = 1, launch_epoch = 1, block_epoch = 1;
-uint32_t warp_epoch[32];
+Clock times;                              // what each thread does now happens then
+std::vector<Clock> known;                 // by each warp
 uint32_t fences = 1, thread_fence[1024];  // the block's count, and at each thread's last one
 
+// Several threads that read a cell in this epoch, not knowing of each other, and when.
+struct Readers {
+    static constexpr size_t kFew = 16;
+    std::vector<std::pair<uint16_t, uint32_t>> few;
+    Clock many;  // in the place of `few`, of all threads
+
+    void clear() {
+        few.clear();
+        many.clear();
+    }
+    void add(uint16_t who, uint32_t when) {
+        if (!many.empty()) {
+            many[who] = when;
+            return;
+        }
+        for (auto& [other, time] : few) {
+            if (other == who) {
+                time = when;
+                return;
+            }
+        }
+        few.emplace_back(who, when);
+        if (few.size() > kFew) {
+            many.assign(times.size(), 0);
+            for (const auto& [other, time] : few) {
+                many[other] = time;
+            }
+        }
+    }
+};
+std::vector<Readers> lists;
+uint32_t used_lists = 0;
+
+void begin_epoch() {
+    ++epoch;
+    used_lists = 0;
+}
+
+bool knows(uint16_t who, uint32_t when) { return who == thread || when <= known[warp][who]; }
+
 // True where what happened then is visible to the thread that runs now.
-bool ordered(uint32_t then, uint32_t then_warp, uint16_t who) {
+bool ordered(uint32_t then, uint32_t when, uint16_t who) {
     if (then < launch_epoch || then < block_epoch) {
         return then < launch_epoch;
     }
-    return then < epoch || who == thread || (who / kWarp == warp && then_warp < warp_epoch[warp]);
+    return then < epoch || knows(who, when);
+}
+
+void note_read(Cell& c) {
+    const auto own = static_cast<uint16_t>(thread);
+    const uint32_t now = times[thread];
+    if (c.read_epoch == epoch && c.readers) {
+        lists[c.readers - 1].add(own, now);
+        return;
+    }
+    if (c.read_epoch == epoch && !knows(c.reader, c.read_time)) {
+        if (used_lists == lists.size()) {
+            lists.emplace_back();
+        }
+        Readers& list = lists[used_lists++];
+        list.clear();
+        list.add(c.reader, c.read_time);
+        list.add(own, now);
+        c.readers = used_lists;
+        return;
+    }
+    c.read_epoch = epoch;
+    c.read_time = now;
+    c.reader = own;
+    c.readers = 0;
+}
+
+// A reader that the running thread does not know of, or -1.
+int unknown_reader(const Cell& c) {
+    if (c.read_epoch != epoch || !c.readers) {
+        return ordered(c.read_epoch, c.read_time, c.reader) ? -1 : c.reader;
+    }
+    const Readers& list = lists[c.readers - 1];
+    for (size_t i = 0; i < list.many.size(); ++i) {
+        if (!knows(static_cast<uint16_t>(i), list.many[i])) {
+            return static_cast<int>(i);
+        }
+    }
+    for (const auto& [other, time] : list.few) {
+        if (list.many.empty() && !knows(other, time)) {
+            return other;
+        }
+    }
+    return -1;
 }
 
 }  // namespace
@@ -28,7 +114,7 @@ void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code,
     if (m.cells.empty()) {
         m.cells.resize((m.end - m.begin + kCell - 1) / kCell + 1);
     }
-    const auto who = [](uint32_t then, uint16_t other) {
+    const auto who = [](uint32_t then, int other) {
         return then < block_epoch ? std::string("another block")
                                   : "thread " + std::to_string(other);
     };
@@ -40,40 +126,32 @@ void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code,
             report("access to a copy in flight:", address, size, &m, code, place);
         }
         const bool both_atomic = kind == Access::kAtomic && c.atomic;
-        if (!both_atomic && !ordered(c.write_epoch, c.write_warp_epoch, c.writer)) {
+        const bool written =
+            both_atomic ||
+            (ordered(c.write_epoch, c.write_time, c.writer) &&
+             !(c.by_engine && c.write_epoch == epoch && c.write_time > known[warp][c.writer]));
+        if (!written) {
             report(std::string("race: ") + (kind == Access::kRead ? "read" : "write") +
                        " after a write by " + who(c.write_epoch, c.writer) +
                        " with no barrier between,",
                    address, size, &m, code, place);
         }
         if (kind == Access::kRead) {
-            const bool fresh = c.read_epoch != epoch;
-            const bool same_warp = c.reader / kWarp == warp;
-            c.read_by_warps = !fresh && (c.read_by_warps || !same_warp);
-            // Reads of this warp before its last barrier are ordered before what it does now.
-            c.read_by_lanes = !fresh && same_warp && c.read_warp_epoch == warp_epoch[warp] &&
-                              (c.read_by_lanes || c.reader != thread);
-            c.read_epoch = epoch;
-            c.read_warp_epoch = warp_epoch[warp];
-            c.reader = static_cast<uint16_t>(thread);
+            note_read(c);
             continue;
         }
         if (kind == Access::kWrite) {
-            bool fine = ordered(c.read_epoch, c.read_warp_epoch, c.reader);
-            if (fine && c.read_epoch == epoch) {
-                fine =
-                    !c.read_by_warps && (!c.read_by_lanes || c.read_warp_epoch < warp_epoch[warp]);
-            }
-            if (!fine) {
-                report("race: write after a read by " + who(c.read_epoch, c.reader) +
+            if (const int reader = unknown_reader(c); reader >= 0) {
+                report("race: write after a read by " + who(c.read_epoch, reader) +
                            " with no barrier between,",
                        address, size, &m, code, place);
             }
         }
         c.write_epoch = epoch;
-        c.write_warp_epoch = warp_epoch[warp];
+        c.write_time = times[thread];
         c.writer = static_cast<uint16_t>(thread);
         c.atomic = kind == Access::kAtomic;
+        c.by_engine = false;
         c.fences = fences;
     }
 }
@@ -81,18 +159,59 @@ void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code,
 void land(Cell& c) {
     c.in_flight = false;
     c.write_epoch = epoch;
-    c.write_warp_epoch = warp_epoch[warp];
+    c.write_time = times[thread];
+}
+
+void land_tile(Cell& c) {
+    c.in_flight = false;
+    c.write_epoch = epoch;
+}
+
+void tell(Clock& clock) {
+    clock.resize(times.size());
+    for (size_t i = 0; i < clock.size(); ++i) {
+        clock[i] = std::max(clock[i], known[warp][i]);
+    }
+    clock[thread] = std::max(clock[thread], times[thread]++);
+}
+
+void learn(const Clock& clock) {
+    for (size_t i = 0; i < clock.size(); ++i) {
+        known[warp][i] = std::max(known[warp][i], clock[i]);
+    }
+}
+
+void meet(const std::vector<int>& threads) {
+    Clock all(times.size());
+    for (size_t i = 0; i < threads.size(); ++i) {
+        const int t = threads[i];
+        if (i == 0 || t / kWarp != threads[i - 1] / kWarp) {
+            for (size_t j = 0; j < all.size(); ++j) {
+                all[j] = std::max(all[j], known[t / kWarp][j]);
+            }
+        }
+        all[t] = std::max(all[t], times[t]++);
+    }
+    for (const int t : threads) {
+        known[t / kWarp] = all;
+    }
 }
 
 bool seen_by_engines(const Cell& c) { return c.fences < thread_fence[c.writer] || c.fences == 0; }
 
 void fence_proxies() { thread_fence[thread] = ++fences; }
 
-void begin_launch_epoch() { launch_epoch = ++epoch; }
+void begin_launch_epoch() {
+    begin_epoch();
+    launch_epoch = epoch;
+}
 
 void begin_block_epoch() {
-    block_epoch = ++epoch;
-    memset(warp_epoch, 0, sizeof warp_epoch);
+    begin_epoch();
+    block_epoch = epoch;
+    const size_t threads = static_cast<size_t>(blockDim.x) * blockDim.y * blockDim.z;
+    times.assign(threads, 1);
+    known.assign((threads + kWarp - 1) / kWarp, Clock(threads));
     memset(thread_fence, 0, sizeof thread_fence);
 }
 
@@ -101,7 +220,13 @@ void begin_thread(int number, int its_warp) {
     warp = its_warp;
 }
 
-void next_block_epoch() { ++epoch; }
-void next_warp_epoch(int its_warp) { ++warp_epoch[its_warp]; }
+void next_block_epoch() { begin_epoch(); }
+
+void next_warp_epoch(int its_warp) {
+    const size_t first = static_cast<size_t>(its_warp) * kWarp;
+    for (size_t i = first; i < std::min(first + kWarp, times.size()); ++i) {
+        known[its_warp][i] = times[i]++;
+    }
+}
 
 }  // namespace emulator

@@ -19,6 +19,9 @@ KERNELS = {
     "wrong_lane": "a shuffle reads a lane that takes no part",
     "wrong_mask": "threads of a block wait at different places",
     "blocks_race": "race: write after a write by another block",
+    "barrier_of_others": "race: (read after a write|write after a read) by thread",
+    "arrival_of_one_lane": "race: read after a write by thread",
+    "early_overwrite": "race: (read after a write|write after a read) by thread",
     "lanes_race": "race: (read after a write|write after a read) by thread",
 }
 
