@@ -79,6 +79,14 @@ static int64_t lists_bytes(const std::optional<Tensor>& rows, int64_t num_querie
     return rows ? padded(rows->numel() * sizeof(int64_t)) + padded(num_queries * sizeof(Rows)) : 0;
 }
 
+static bool has_byte_products() {
+#ifdef PYLUM_X86
+    return isa() >= Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
 static Params params_of(const Tensor& queries, const Tensor& items, int64_t k, bool candidates,
                         int threads) {
     expect_device(queries, "queries");
@@ -110,7 +118,8 @@ static Params params_of(const Tensor& queries, const Tensor& items, int64_t k, b
             .scores = nullptr,
             .indices = nullptr,
             .workspace = nullptr,
-            .threads = threads};
+            .threads = threads,
+            .byte_products = has_byte_products()};
 }
 
 #ifdef PYLUM_CUDA

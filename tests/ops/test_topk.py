@@ -171,6 +171,60 @@ def test_result_is_the_querys_own(dtype):
         torch.set_num_threads(threads)
 
 
+def rows_of_kind(kind, count, dim):
+    """Rows whose scores are hard to judge by bytes."""
+    rows = torch.randn(count, dim)
+    if kind == "ties":
+        rows = torch.randint(-3, 4, (count, dim)).float()
+    elif kind == "wide":
+        rows *= torch.exp(6 * torch.randn(count, 1))
+    elif kind == "zeros":
+        rows[::3] = 0
+    elif kind == "one-large-element":
+        rows[:, 0] *= 1e4
+    elif kind == "ascending":
+        rows = rows.abs() * torch.linspace(0.1, 1, count)[:, None]
+    elif kind == "not-finite":
+        rows[3, 1], rows[17, 0], rows[20], rows[64:128:2] = torch.nan, torch.inf, 1e30, 1e-30
+    return rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "kind", ["plain", "ties", "wide", "zeros", "one-large-element", "ascending", "not-finite"]
+)
+@pytest.mark.parametrize(
+    ("num_queries", "num_items", "dim", "k"),
+    [
+        pytest.param(48, 300, 64, 10, id="whole"),
+        pytest.param(131, 4999, 17, 5, id="unaligned"),
+        pytest.param(400, 1500, 65, 70, id="two-chunks"),
+    ],
+)
+def test_many_queries_get_what_each_alone_gets(num_queries, num_items, dim, k, kind, dtype):
+    """Judging pairs by bytes, which only many queries are worth, leaves out none that counts."""
+    torch.manual_seed(0)
+    queries = rows_of_kind(kind, num_queries, dim).to(dtype)
+    items = rows_of_kind(kind, num_items, dim).to(dtype)
+    exclude = lists(num_queries, num_items, 40)
+    actual = pylum.ops.topk(queries, items, k, exclude=exclude)
+    for begin in range(0, num_queries, 40):
+        end = min(begin + 40, num_queries)
+        part = [int(exclude.offsets[begin]), int(exclude.offsets[end])]
+        few = Ragged(
+            exclude.values[slice(*part)], exclude.offsets[begin : end + 1] - exclude.offsets[begin]
+        )
+        scores, rows = pylum.ops.topk(queries[begin:end], items, k, exclude=few)
+        assert torch.equal(actual[1][begin:end], rows)
+        assert torch.equal(actual[0][begin:end], scores)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert_same(pylum.ops.topk(queries, items, k, exclude=exclude), actual)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_another_querys_nan_moves_nothing():
     queries = torch.randn(8, 16)
     items = torch.randn(200, 16)
