@@ -1,7 +1,7 @@
 """Holds the kernels of a CUDA build against the checked-in table.
 
 python -m tests.cuda_build check build/cuda     what .ci/run does
-python -m tests.cuda_build record build/cuda    writes the table anew
+python -m tests.cuda_build record build/cuda    writes the rows of what was built anew
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> int:
         aside = PATH.with_suffix(".tmp")
         aside.write_text(written(toolkit, new))
         aside.replace(PATH)
-        rows = {kernel.key: kernel for kernel in new}
+        rows = {kernel.key: kernel for kernel in kernels}
     elif known != toolkit:
         print(f"kernels are not compared: the table is of nvcc {known}, the build of {toolkit}")
         return 0

@@ -9,19 +9,23 @@ from pathlib import Path
 from tests.cuda_build.resources import Kernel, Key
 
 PATH = Path(__file__).with_name("kernels.tsv")
+SOURCES = Path(__file__).parent.parent.parent / "csrc"
 COLUMNS = "arch\tfile\tkernel\tregisters\tstack\tshared\tlocal\twide\tmatrix"
 
 # Kernels that may use local memory, by name, and why; the table holds how much.
 WHY = {
-    r"cuda::\w*forward\w*<float,": "float32 as three tf32 products holds every factor twice; "
-    "not shown to pay, GPU_QUEUE 7",
-    r"cuda::\w*forward\w*<(half|bfloat16), 256,": "sums of 256 columns are 128 registers, fewer "
+    r"cuda::forward_kernel<float, 64,": "six words of a thread, for a third block on each "
+    "multiprocessor: 168 registers",
+    r"cuda::forward_kernel<float, 128,": "two words of a thread beside 255 registers; fewer rows "
+    "or columns would read the keys twice",
+    r"cuda::\w*forward\w*<\w+, 256,": "sums of 256 columns are 128 registers, fewer "
     "columns would read the keys twice; not shown to pay, GPU_QUEUE 7",
     r"cuda::\w*backward\w*<": "two or three sums of a tile at once, smaller tiles would repeat "
     "products; not shown to pay, GPU_QUEUE 7",
     r"cuda::own_keys_kernel<float,": "two words of a target's state, once a target",
-    r"sampled_softmax::pass_kernel<float,": "float32 as three tf32 products holds every factor "
-    "twice; not shown to pay, GPU_QUEUE 16",
+    r"sampled_softmax::pass_kernel<float,": "two to eight words of a thread beside 255 registers: "
+    "float32 as three tf32 products holds every factor twice; fewer rows would meet the other "
+    "side more often",
 }
 
 
@@ -51,10 +55,13 @@ def written(toolkit: str, kernels: Iterable[Kernel]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def recorded(old: dict[Key, Kernel], kernels: list[Kernel]) -> list[Kernel]:
-    """Rows of a build; those of architectures it was not made for are kept."""
-    built = {kernel.arch for kernel in kernels}
-    return [kernel for kernel in old.values() if kernel.arch not in built] + kernels
+def recorded(
+    old: dict[Key, Kernel], kernels: list[Kernel], sources: Path = SOURCES
+) -> list[Kernel]:
+    """Rows of a build; of architectures and files of ``sources`` that it left out, the old ones."""
+    built = {(kernel.arch, kernel.file) for kernel in kernels}
+    left = [kernel for kernel in old.values() if (kernel.arch, kernel.file) not in built]
+    return [kernel for kernel in left if (sources / kernel.file).exists()] + kernels
 
 
 def failures(rows: dict[Key, Kernel], kernels: list[Kernel]) -> list[str]:

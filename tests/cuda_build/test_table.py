@@ -106,12 +106,15 @@ def test_sm90_kernels_use_wgmma():
     assert not failures(rows_of(kernel), [kernel])
 
 
-def test_recording_keeps_other_architectures():
-    hopper = replace(GOOD, arch="sm_90a")
-    new = recorded(rows_of(GOOD, hopper, replace(GOOD, name="gone")), [replace(GOOD, local=4)])
+def test_recording_keeps_what_was_not_built(tmp_path):
+    (tmp_path / "walk.cu").touch()
+    hopper = replace(GOOD, arch="sm_90a", file="walk.cu")
+    walk, gone = replace(GOOD, file="walk.cu"), replace(GOOD, file="gone.cu")
+    old = rows_of(GOOD, walk, hopper, gone, replace(GOOD, name="run<half>"))
+    new = recorded(old, [replace(GOOD, local=4)], tmp_path)
     toolkit, rows = read(written("13.0", new))
     assert toolkit == "13.0"
-    assert rows == rows_of(hopper, replace(GOOD, local=4))
+    assert rows == rows_of(walk, hopper, replace(GOOD, local=4))
 
 
 def test_local_memory_has_a_reason():

@@ -24,7 +24,10 @@ struct BackwardShape {
     static constexpr int kWarps = kRowBytes <= 256 ? 4 : 2;
     static constexpr int kRows = 16 * kWarps;
     static constexpr int kThreads = 32 * kWarps;
-    static constexpr int kMeets = kRowBytes <= 256 ? 64 : kRowBytes <= 512 ? 32 : 16;
+    // Of float32, whose factors take two registers each, half as many.
+    static constexpr int kMeets = kRowBytes > 512                     ? 16
+                                  : kRowBytes > 256 || sizeof(T) == 4 ? 32
+                                                                      : 64;
 };
 
 template <typename T, int kDim, bool kBiasGradient>

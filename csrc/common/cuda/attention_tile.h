@@ -12,6 +12,9 @@ namespace pylum::cuda {
 
 // 16-byte chunks of a row are permuted by the row's number, so that eight rows of a column of
 // chunks lie in different banks.
+//
+// With `column` below 2 kPack and `further` a multiple of that, column + further of the row stands
+// at tile_place(row, column) ^ further.
 template <typename T, int kDim>
 __device__ __forceinline__ int tile_place(int row, int column) {
     const int chunk = (column / kPack<T>)^(row & 7);
@@ -158,17 +161,21 @@ __device__ __forceinline__ void add_weighted(float (&out)[kDim / 8][4],
     } else {
         // The order of depth is free: columns t and t + 4 of the left side are keys 2 t, 2 t + 1,
         // as they stand in the fragment.
+        // Places by `^`: addresses of all columns, or values loaded for later steps, would be more
+        // than the registers hold.
         const int g = lane / 4, t = lane % 4;
+        const int even = tile_place<T, kDim>(2 * t, g), odd = tile_place<T, kDim>(2 * t + 1, g);
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
+            __syncwarp();
             const uint32_t left[4] = {
                 __float_as_uint(weights[k][0]), __float_as_uint(weights[k][2]),
                 __float_as_uint(weights[k][1]), __float_as_uint(weights[k][3])};
 #pragma unroll
             for (int n = 0; n < kDim / 8; ++n) {
-                const int key = k * 8 + 2 * t, column = n * 8 + g;
-                add_product<T>(out[n], left, __float_as_uint(b[tile_place<T, kDim>(key, column)]),
-                               __float_as_uint(b[tile_place<T, kDim>(key + 1, column)]));
+                const T* key = b + k * 8 * kDim + n / 4 * 32;
+                add_product<T>(out[n], left, __float_as_uint(key[even ^ n % 4 * 8]),
+                               __float_as_uint(key[odd ^ n % 4 * 8]));
             }
         }
     }
