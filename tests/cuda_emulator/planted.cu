@@ -133,6 +133,18 @@ __global__ void past_an_array(float* x) {
 }
 
 template <bool kBug>
+__global__ void overflow(float* x) {
+    const int sum = (kBug ? INT32_MAX : 64) + static_cast<int>(threadIdx.x);
+    x[threadIdx.x] = static_cast<float>(sum % 7);
+}
+
+template <bool kBug>
+__global__ void long_shift(float* x) {
+    const unsigned by = threadIdx.x % 32 + (kBug ? 1 : 0);
+    x[threadIdx.x] = static_cast<float>(1u << by);
+}
+
+template <bool kBug>
 __global__ void misaligned(float* x) {
     const int i = kBug ? 1 : 4;
     if (threadIdx.x == 0) {
@@ -250,6 +262,10 @@ void run(const std::string& name, float* x, int64_t size) {
         go(past_shared_memory<kBug>);
     } else if (name == "past_an_array") {
         go(past_an_array<kBug>);
+    } else if (name == "overflow") {
+        go(overflow<kBug>);
+    } else if (name == "long_shift") {
+        go(long_shift<kBug>);
     } else if (name == "misaligned") {
         go(misaligned<kBug>);
     } else if (name == "wrong_lane") {

@@ -102,7 +102,7 @@ void __tsan_write_range(void* at, size_t size) {
     }
 }
 
-// What -fsanitize=bounds,alignment calls: the leading member of its data is the place.
+// What -fsanitize=undefined calls: the leading member of its data is the place.
 struct SourcePlace {
     const char* file;
     uint32_t line, column;
@@ -120,9 +120,27 @@ void __ubsan_handle_out_of_bounds(SourcePlace* place, uintptr_t index) {
     emulator::in_kernel = false;
     sanitizer_report(place, "out of bounds: index " + std::to_string(index));
 }
-void __ubsan_handle_type_mismatch_v1(SourcePlace* place, uintptr_t) {
+void __ubsan_handle_type_mismatch_v1(SourcePlace* place, uintptr_t at) {
     emulator::in_kernel = false;
-    sanitizer_report(place, "misaligned: access");
+    sanitizer_report(place, at ? "misaligned: access" : "null: access");
 }
+#define UNDEFINED(name, what)                        \
+    void __ubsan_handle_##name(SourcePlace* place) { \
+        emulator::in_kernel = false;                 \
+        sanitizer_report(place, "undefined: " what); \
+    }
+UNDEFINED(add_overflow, "an overflow of +")
+UNDEFINED(sub_overflow, "an overflow of -")
+UNDEFINED(mul_overflow, "an overflow of *")
+UNDEFINED(negate_overflow, "an overflow of a negation")
+UNDEFINED(divrem_overflow, "a division by zero, or beyond the type")
+UNDEFINED(shift_out_of_bounds, "a shift beyond the type")
+UNDEFINED(float_cast_overflow, "a conversion beyond the type")
+UNDEFINED(load_invalid_value, "a value that its type does not have")
+UNDEFINED(pointer_overflow, "an overflow of a pointer")
+UNDEFINED(builtin_unreachable, "code that is never reached")
+UNDEFINED(missing_return, "the end of a function without a result")
+UNDEFINED(nonnull_arg, "a null argument")
+UNDEFINED(invalid_builtin, "a count of zeros of zero")
 }
 #endif

@@ -15,6 +15,8 @@ KERNELS = {
     "off_by_one": "out of bounds: read of 4 bytes",
     "past_shared_memory": "out of bounds: read of 4 bytes",
     "past_an_array": "out of bounds: index 4",
+    "overflow": r"undefined: an overflow of \+",
+    "long_shift": "undefined: a shift beyond the type",
     "misaligned": "misaligned: access",
     "wrong_lane": "a shuffle reads a lane that takes no part",
     "wrong_mask": "threads of a block wait at different places",

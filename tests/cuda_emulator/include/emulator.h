@@ -1,6 +1,6 @@
 // The CUDA of one host thread: a fiber per CUDA thread, blocks one after another.
 //
-// Kernels are compiled with g++ -fsanitize=thread,bounds,alignment, but linked with no sanitizer
+// Kernels are compiled with g++ -fsanitize=thread,undefined, but linked with no sanitizer
 // runtime: the hooks of reports.cpp take its place and see every access to memory.
 #pragma once
 
