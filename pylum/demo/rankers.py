@@ -41,7 +41,9 @@ ML_100K: dict[str, dict[str, Any]] = {
 }
 # The same for the base on the user model's rows too: twice as many want less weight decay.
 ML_100K_ALL: dict[str, dict[str, Any]] = {
-    "dlrm": {"lr": 1e-3, "epochs": 6, "weight_decay": 1e-4},
+    "dlrm": {"epochs": 12, "weight_decay": 3e-4},
+    "din": {"epochs": 12, "weight_decay": 3e-4},
+    "sim_rank": {"epochs": 12, "weight_decay": 3e-4},
 }
 
 SEQUENCE_SYNTHETIC: dict[str, dict[str, Any]] = {

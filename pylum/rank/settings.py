@@ -31,7 +31,8 @@ class Settings:
             that what is missing is trained.
         knowledge_dim: width to which vectors of knowledge are made narrower.
         initial_scale: standard deviation of new embeddings.
-        epochs: passes over the rows; with ``valid`` the best one is kept.
+        epochs: passes over the rows, with knowledge as many again for what it changes; with
+            ``valid`` the best one is kept.
         batch_rows: rows of an update.
         lr: learning rate: AdaGrad for wide_deep, Adam for the others.
         weight_decay: L2 of everything but the wide part, in the gradient.
