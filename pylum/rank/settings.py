@@ -9,7 +9,7 @@ from typing import Any
 
 LEAST = {"epochs": 0, "seed": 0}
 BELOW = {"dropout": 1, "knowledge_dropout": 1}
-POSITIVE = ("lr", "ftrl_alpha")
+POSITIVE = ("lr", "knowledge_lr", "ftrl_alpha")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Settings:
         dropout: of hidden units.
         knowledge_dropout: share of training rows whose user or item is left out of knowledge, so
             that what is missing is trained.
+        knowledge_lr: of what knowledge changes, times ``lr``.
         knowledge_dim: width to which vectors of knowledge are made narrower.
         initial_scale: standard deviation of new embeddings.
         epochs: passes over the rows, with knowledge as many again for what it changes; with
@@ -51,6 +52,7 @@ class Settings:
     min_count: int = 2
     dropout: float = 0.0
     knowledge_dropout: float = 0.1
+    knowledge_lr: float = 1.0
     knowledge_dim: int = 16
     initial_scale: float = 0.05
     epochs: int = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -73,7 +74,8 @@ def train(
         size = settings.batch_rows
         rows = Second(network, batches, settings.knowledge_dropout, size)
         later = None if valid is None else Second(network, valid, 0, size)
-        found = _fit(network, second, settings, rows, later, network.informed)
+        slower = replace(settings, lr=settings.lr * settings.knowledge_lr)
+        found = _fit(network, second, slower, rows, later, network.informed)
         history += [{**entry, "knowledge": 1} for entry in found]
     return history
 

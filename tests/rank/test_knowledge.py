@@ -167,6 +167,12 @@ def test_only_knowledge_is_added_to_a_ranker(name, known, rows, monkeypatch):
     before = base.network.state_dict()
     after = added.network.state_dict()
     assert all(torch.equal(t, after[n]) for n, t in before.items()) and len(after) > len(before)
+    # What knowledge changes may be learned at a rate of its own.
+    slow = fit(name, known, rows, **more, knowledge_lr=0.5)
+    half = Ranker(name, worlds.SCHEMA, known, **{**SMALL, **more, "lr": more["lr"] / 2})
+    half.fit(rows, init=base, only_knowledge=True)
+    assert np.array_equal(slow.predict(rows), half.predict(rows))
+    assert not np.array_equal(slow.predict(rows), whole.predict(rows))
     # Too many rows to be kept are read in every epoch.
     monkeypatch.setattr(answers, "KEPT_BYTES", 0)
     again = fit(name, known, rows, **more)
