@@ -183,12 +183,13 @@ inline void weighted_tile(const uint32_t* values, int64_t stride, int pairs, con
     }
 }
 
+// sums[d][lane] = sums[d][lane] * factor[lane] + sum over pairs i of values[i][d] times
+// pairs[i][lane]; no factor means 1.
 template <int kVecs>
-__attribute__((noinline)) void add_weighted(PairValues values, int count, const float* weights,
-                                            const float* factor, int64_t dim, float* sums) {
+__attribute__((noinline)) void add_products(PairValues values, int count, const float* pairs,
+                                            int64_t dim, float* sums,
+                                            const float* factor = nullptr) {
     constexpr int kLead = kVecs * kLanes;
-    alignas(64) float pairs[kBlockPairs * kLead];
-    pair_weights<kVecs>(weights, count, pairs);
     int64_t d = 0;
     for (; d + kTile <= dim; d += kTile) {
         weighted_tile<kVecs, kTile>(values.data + d, values.stride, (count + 1) / 2, pairs, factor,
@@ -198,6 +199,14 @@ __attribute__((noinline)) void add_weighted(PairValues values, int count, const 
         weighted_tile<kVecs, 1>(values.data + d, values.stride, (count + 1) / 2, pairs, factor,
                                 sums + d * kLead);
     }
+}
+
+template <int kVecs>
+inline void add_weighted(PairValues values, int count, const float* weights, const float* factor,
+                         int64_t dim, float* sums) {
+    alignas(64) float pairs[kBlockPairs * kVecs * kLanes];
+    pair_weights<kVecs>(weights, count, pairs);
+    add_products<kVecs>(values, count, pairs, dim, sums, factor);
 }
 
 // Partners of a last odd one included.
@@ -212,17 +221,12 @@ inline bool all_finite(PairValues values, int count, int64_t dim) {
     return sum(zeros) == 0.0f;
 }
 
-// add_weighted() where a value may be NaN or infinite: lanes that do not see it take it for zero.
+// add_products() where a value may be NaN or infinite: lanes that do not see it take it for zero.
 template <int kVecs>
-__attribute__((noinline)) void add_seen(PairValues values, int count, int64_t first,
-                                        const Spans& spans, const float* weights,
-                                        const float* factor, int64_t dim, float* sums) {
+__attribute__((noinline)) void add_seen_products(PairValues values, int count, int64_t first,
+                                                 const Spans& spans, const float* pairs,
+                                                 int64_t dim, float* sums) {
     constexpr int kLead = kVecs * kLanes;
-    alignas(64) float pairs[kBlockPairs * kLead];
-    pair_weights<kVecs>(weights, count, pairs);
-    for (int64_t at = 0; factor && at < dim * kLead; at += kLanes) {
-        store(sums + at, load(sums + at) * load(factor + at % kLead));
-    }
     for (int i = 0; i < count; i += 2) {
         for (int v = 0; v < kVecs; ++v) {
             const vint partner = i + 1 < count ? spans.sees(v, first + i + 1) : vint{};
@@ -235,6 +239,24 @@ __attribute__((noinline)) void add_seen(PairValues values, int count, int64_t fi
             }
         }
     }
+}
+
+template <int kVecs>
+inline void rescale(const float* factor, int64_t dim, float* sums) {
+    constexpr int kLead = kVecs * kLanes;
+    for (int64_t at = 0; factor && at < dim * kLead; at += kLanes) {
+        store(sums + at, load(sums + at) * load(factor + at % kLead));
+    }
+}
+
+template <int kVecs>
+__attribute__((noinline)) void add_seen(PairValues values, int count, int64_t first,
+                                        const Spans& spans, const float* weights,
+                                        const float* factor, int64_t dim, float* sums) {
+    alignas(64) float pairs[kBlockPairs * kVecs * kLanes];
+    pair_weights<kVecs>(weights, count, pairs);
+    rescale<kVecs>(factor, dim, sums);
+    add_seen_products<kVecs>(values, count, first, spans, pairs, dim, sums);
 }
 
 // columns[u][lane] = pair u of row lane of q, zero past the last up to a multiple of 16; lanes past

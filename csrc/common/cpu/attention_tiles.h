@@ -221,14 +221,6 @@ __attribute__((noinline)) void add_seen_products(TileValues values, int count, i
 }
 
 template <int kVecs>
-inline void rescale(const float* factor, int64_t dim, float* sums) {
-    constexpr int kLead = kVecs * kLanes;
-    for (int64_t at = 0; factor && at < dim * kLead; at += kLanes) {
-        store(sums + at, load(sums + at) * load(factor + at % kLead));
-    }
-}
-
-template <int kVecs>
 __attribute__((noinline)) void add_weighted(TileValues values, int count, const float* weights,
                                             const float* factor, int64_t dim, float* sums) {
     alignas(64) float pairs[kBlockPairs * kVecs * kLanes];
