@@ -12,6 +12,7 @@ from pylum.model import HSTU
 from pylum.model.hstu_batch import make_batch
 from pylum.model.hstu_rows import shown_at
 from pylum.ragged import lengths_to_offsets
+from pylum.transfer import moved
 
 BATCH_TOKENS = 65536
 
@@ -50,19 +51,19 @@ def predicted_choices(
             first = events.offsets[steps.users[a:b]] + steps.starts[a:b]
             lengths = steps.stops[a:b] - steps.starts[a:b] + int(causal)
             offsets = lengths_to_offsets(lengths)
-            part = events.take(spread(first, lengths), offsets).to(model.device)
+            part = events.take(spread(first, lengths), offsets)
             asked = steps.questions[a : b + 1] - steps.questions[a]
             places = sites[index] - first.repeat_interleave(asked.diff())
             if causal:
                 batch = make_batch(model, part)
                 hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock)
                 places = places + offsets[:-1].repeat_interleave(asked.diff())
-                hidden = batch.at_choices(hidden)[places.to(model.device)]
+                hidden = batch.at_choices(hidden)[moved(places, model.device)]
             else:
-                moments = events.take(sites[index], asked).to(model.device)
-                shown = shown_at(model, moments, rows[index].to(model.device), places)
+                moments = events.take(sites[index], asked)
+                shown = shown_at(model, moments, rows[index], places)
                 batch = make_batch(model, part, shown)
                 where = (batch.x, batch.offsets, batch.positions, batch.clock)
-                hidden = model.run(*where, batch.mask)[batch.targets]
+                hidden = batch.at_targets(model.run(*where, batch.mask))
             out[index] = model.tasks.predictions(hidden).cpu()
     return out

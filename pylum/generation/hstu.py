@@ -65,19 +65,13 @@ def hstu_hidden(
         reused: ``[B]`` int64 leading behaviours that are cached.
         prefixes: the pages of the batch, given the tokens each history has there.
     """
-    device = model.device
-    batch = make_batch(
-        model,
-        events.to(device),
-        asked.to(device),
-        reused=None if reused is None else moved(reused, device),
-    )
+    batch = make_batch(model, events, asked, reused=reused)
     where = (batch.x, batch.offsets, batch.positions, batch.clock)
     if prefixes is None:
         hidden = model.run(*where, batch.mask)
     else:
         hidden = model.run_cached(*where, prefixes(batch.keys), batch.mask)
-    return hidden[batch.targets]
+    return batch.at_targets(hidden)
 
 
 def candidate_scores(model: HSTU, hidden: torch.Tensor) -> torch.Tensor:
@@ -88,5 +82,6 @@ def candidate_scores(model: HSTU, hidden: torch.Tensor) -> torch.Tensor:
 
 def candidates_asked(model: HSTU, shown: Candidates) -> Asked:
     columns = {name: moved(column, model.device) for name, column in shown.columns.items()}
-    choices = model.choice_tokens(moved(shown.rows, model.device), columns)
+    items = model.item_tokens(shown.rows)
+    choices = model.choice_tokens(moved(shown.rows, model.device), columns, item_tokens=items)
     return Asked(shown.offsets, times=shown.times, choices=choices, columns=shown.columns)

@@ -209,7 +209,9 @@ def _answer_lum(
             if model.config.query_time:
                 since = moved(model.gaps(events)[index], model.device)
         tokens = asked.new_empty(int(where.offsets[-1]), asked.shape[1])
-        tokens[there.history] = model.history_tokens(part.to(model.device), gaps=since)
+        items = model.item_tokens(part.items)
+        part = part.to(model.device)
+        tokens[there.history] = model.history_tokens(part, gaps=since, item_tokens=items)
         tokens[there.targets] = asked
     if prefixes is None:
         hidden = model.run(tokens, there.offsets, there.positions, there.mask, rows=there.targets)

@@ -7,6 +7,7 @@ with a linear projection.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from pylum.model.config import CALENDAR, ModelConfig
 from pylum.model.features import Column, Features, normal
 from pylum.ops._library import TORCH_PATHS
 from pylum.ragged import Ragged
+from pylum.transfer import moved
 
 TORCH_PATHS[__name__] = "projections of features to the width of tokens"
 
@@ -54,6 +56,7 @@ class ItemEncoder(nn.Module):
         projected = config.project or self.features.width > 0
         self.proj = _linear(width + self.features.width, width) if projected else nn.Identity()
         self._ragged: list[str] = []
+        self._lengths: dict[str, tuple[Any, torch.Tensor]] = {}
         for f in schema.item_features:
             column = columns[f.name]
             if isinstance(column, Ragged):
@@ -80,14 +83,27 @@ class ItemEncoder(nn.Module):
     def columns(self, rows: torch.Tensor | None) -> dict[str, Column]:
         """The features of the items at ``rows``; None: of all."""
         columns: dict[str, Column] = {}
+        there = None if rows is None else moved(rows, self.ids.device)
         for f in self.features.fields:
             if f.name in self._ragged:
                 bag = Ragged(getattr(self, f"values_{f.name}"), getattr(self, f"offsets_{f.name}"))
-                columns[f.name] = bag if rows is None else _take(bag, rows)
+                if rows is not None and there is not None:
+                    bag = _take(bag, there, self._elements(f.name, bag.offsets, rows))
+                columns[f.name] = bag
             else:
                 column = getattr(self, f"column_{f.name}")
-                columns[f.name] = column if rows is None else column[rows]
+                columns[f.name] = column if there is None else column[there]
         return columns
+
+    def _elements(self, name: str, offsets: torch.Tensor, rows: torch.Tensor) -> int | None:
+        """How many the bags at ``rows`` hold; None: that is known on their device only."""
+        # Tensors made in inference mode do not count their changes.
+        if rows.device.type != "cpu" or offsets.is_inference():
+            return None
+        key = (offsets.data_ptr(), offsets._version)
+        if name not in self._lengths or self._lengths[name][0] != key:
+            self._lengths[name] = key, moved(offsets, "cpu").diff()
+        return int(self._lengths[name][1][rows].sum())
 
     def forward(
         self, rows: torch.Tensor | None = None, unknown: torch.Tensor | None = None
@@ -95,11 +111,14 @@ class ItemEncoder(nn.Module):
         """``[U, width]`` tokens.
 
         Args:
-            rows: ``[U]`` int64; None: every item.
-            unknown: ``[U]`` bool, more items whose id is replaced by the unknown item's.
+            rows: ``[U]`` int64, best on the host: of rows on a GPU it must be asked how many
+                categories they have in all. None: every item.
+            unknown: ``[U]`` bool beside the weights, more items whose id is replaced by the
+                unknown item's.
         """
-        ids = self.ids if rows is None else nn.functional.embedding(rows, self.ids)
-        known = self.chosen if rows is None else self.chosen[rows]
+        there = None if rows is None else moved(rows, self.ids.device)
+        ids = self.ids if there is None else nn.functional.embedding(there, self.ids)
+        known = self.chosen if there is None else self.chosen[there]
         if unknown is not None:
             known = known & ~unknown
         ids = torch.where(known[:, None], ids, self.ids[OOV_ROW])
@@ -195,12 +214,12 @@ class ConditionEncoder(nn.Module):
         return (rows + 1).masked_fill(times < 0, 0)
 
 
-def _take(bag: Ragged, rows: torch.Tensor) -> Ragged:
-    """The bags at ``rows``."""
+def _take(bag: Ragged, rows: torch.Tensor, total: int | None) -> Ragged:
+    """The bags at ``rows``, which hold ``total`` elements; None: they are asked."""
     lengths = bag.lengths[rows]
     offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(lengths, 0, out=offsets[1:])
-    shift = (bag.offsets[rows] - offsets[:-1]).repeat_interleave(lengths)
+    shift = (bag.offsets[rows] - offsets[:-1]).repeat_interleave(lengths, output_size=total)
     index = torch.arange(shift.numel(), device=rows.device) + shift
     return Ragged(bag.values[index], offsets)
 

@@ -22,6 +22,7 @@ from pylum.model.hstu_layer import Attend, HSTULayer
 from pylum.model.hstu_places import Clock, Places
 from pylum.model.hstu_tasks import TaskHead
 from pylum.ragged import lengths_to_offsets
+from pylum.transfer import moved
 
 
 class HSTU(UserModel):
@@ -129,7 +130,7 @@ class HSTU(UserModel):
 
         Args:
             x: ``[T, width]`` tokens of each sequence: context, history, targets.
-            offsets: ``[B + 1]`` int64, in tokens.
+            offsets: ``[B + 1]`` int64, in tokens; it and all that follow may be on the host.
             positions: ``[T]`` int64 in ``[0, config.max_tokens]``, in tokens.
             clock: of the tokens, which are both keys and rows.
             mask: which tokens are targets and what they see, in tokens; None: causal.
@@ -137,7 +138,9 @@ class HSTU(UserModel):
         Returns:
             ``[T, width]`` hidden states.
         """
-        mask = self._mask(mask, len(offsets) - 1)
+        device = x.device
+        mask, clock = self._mask(mask, len(offsets) - 1), clock.to(device)
+        offsets, positions = moved(offsets, device), moved(positions, device)
 
         def attend(
             bias: ops.RelativeBias | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -164,7 +167,8 @@ class HSTU(UserModel):
         Args:
             x: ``[T, width]`` tokens; of each sequence its new history tokens, then its targets.
                 Context counts as history here.
-            offsets: ``[B + 1]`` int64, in tokens.
+            offsets: ``[B + 1]`` int64, in tokens; it, ``positions``, ``clock`` and ``mask`` best on
+                the host, where it is found out which rows are new, also for a model on a GPU.
             positions: ``[T]`` int64 in ``[0, config.max_tokens]``, in tokens.
             clock: timestamps of whole histories and targets, query times of the rows of ``x``.
             prefixes: one per layer, sharing ``table`` and ``lengths``. Lengths count the new
@@ -178,17 +182,21 @@ class HSTU(UserModel):
             raise ValueError(
                 f"prefixes must be one per layer = {len(self.layers)}, got {len(prefixes)}"
             )
-        mask = self._mask(mask, len(offsets) - 1)
-        rows = offsets.diff()
+        device, total = x.device, len(x)
+        rows = moved(offsets, "cpu").diff()
         targets = torch.zeros_like(rows)
         if mask is not None and isinstance(mask.num_targets, torch.Tensor):
-            targets = mask.num_targets
-        lengths = prefixes[0].lengths
+            targets = moved(mask.num_targets, "cpu")
         new = rows - targets
-        is_new = torch.arange(len(x), device=x.device) < (offsets[:-1] + new).repeat_interleave(
-            rows
-        )
-        new_offsets, starts = lengths_to_offsets(new), lengths - new
+        end = lengths_to_offsets(rows)[:-1] + new
+        is_new = torch.arange(total) < end.repeat_interleave(rows)
+        new_rows = moved(is_new.nonzero()[:, 0], device)
+        target_rows = moved((~is_new).nonzero()[:, 0], device)
+        new_offsets = moved(lengths_to_offsets(new), device)
+        lengths = prefixes[0].lengths
+        starts = lengths - moved(new, device)
+        mask, clock = self._mask(mask, len(rows)), clock.to(device)
+        offsets, positions = moved(offsets, device), moved(positions, device)
 
         def attend(
             prefix: ops.PagedPrefix,
@@ -197,14 +205,14 @@ class HSTU(UserModel):
             k: torch.Tensor,
             v: torch.Tensor,
         ) -> torch.Tensor:
-            ops.append_pages(prefix, k[is_new], v[is_new], new_offsets, starts=starts)
-            return ops.prefix_attention(
-                q, k[~is_new], v[~is_new], offsets, prefix, mask, bias=bias, **self._score
-            )
+            ops.append_pages(prefix, k[new_rows], v[new_rows], new_offsets, starts=starts)
+            asked = (q, k[target_rows], v[target_rows], offsets, prefix, mask)
+            return ops.prefix_attention(*asked, bias=bias, **self._score)
 
         # The rows of a sequence are its last keys.
-        ends = lengths_to_offsets(lengths + targets)[1:]
-        keys = torch.arange(len(x), device=x.device) + (ends - offsets[1:]).repeat_interleave(rows)
+        ends = lengths_to_offsets(lengths + moved(targets, device))[1:]
+        shift = (ends - offsets[1:]).repeat_interleave(moved(rows, device), output_size=total)
+        keys = torch.arange(total, device=device) + shift
         x = self.places(x, positions, clock.query_times, clock.timestamps[keys])
         each = zip(prefixes, self.places.biases(clock), strict=True)
         return self._pass(x, [partial(attend, prefix, bias) for prefix, bias in each])
@@ -227,7 +235,7 @@ class HSTU(UserModel):
         if config.context:
             count = torch.full((batch,), config.context_tokens, device=self.device)
             mask = replace(mask or ops.Mask(), num_context=count)
-        return mask
+        return None if mask is None else mask.to(self.device)
 
     def _pass(self, x: torch.Tensor, attends: Sequence[Attend]) -> torch.Tensor:
         x = nn.functional.dropout(x, self.config.dropout, self.training)

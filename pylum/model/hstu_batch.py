@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -38,19 +38,12 @@ class Asked:
     choices: torch.Tensor | None = None
     columns: Mapping[str, torch.Tensor] | None = None
 
-    def to(self, device: torch.device) -> Asked:
-        """The same on ``device``."""
-        tensors = {name: getattr(self, name) for name in ("offsets", "visible", "times", "choices")}
-        there = {name: moved(x, device) for name, x in tensors.items() if x is not None}
-        columns = self.columns
-        if columns is not None:
-            columns = {name: moved(column, device) for name, column in columns.items()}
-        return replace(self, columns=columns, **there)  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
 class Batch:
     """The arguments of :meth:`HSTU.run`, and which of its rows are what.
+
+    Tokens are on the model's device, all else is where the events were.
 
     Args:
         keys: ``[B]`` int64 context and history tokens of each sequence, cached ones included.
@@ -70,7 +63,13 @@ class Batch:
 
     def at_choices(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[N, width]`` of hidden states ``[T, width]``."""
-        return hidden if self.choices is None else hidden.index_select(0, self.choices)
+        if self.choices is None:
+            return hidden
+        return hidden.index_select(0, moved(self.choices, hidden.device))
+
+    def at_targets(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[Q, width]`` of hidden states ``[T, width]``."""
+        return hidden.index_select(0, moved(self.targets, hidden.device))
 
 
 def make_batch(
@@ -84,8 +83,9 @@ def make_batch(
     """Pack histories and their targets.
 
     Args:
-        events: ``B`` histories within the model's window.
-        asked: what is asked; None: nothing.
+        events: ``B`` histories within the model's window; best on the host, also for a model on a
+            GPU, unless they are on its device already: where tokens lie is worked out there.
+        asked: what is asked, beside the events but for its tokens; None: nothing.
         reused: ``[B]`` int64 leading behaviours of each that are cached and not in the batch; where
             there are any, so is the context.
         item_tokens: ``[N, width]`` tokens of ``events.items``, where they are known already.
@@ -221,7 +221,10 @@ def _tokens(
         whose, which = _spread(kept)
         index = (events.offsets[:-1] + start)[whose] + which
         part, shift = events.take(index, offsets), start - offsets[:-1]
-        item_tokens = None if item_tokens is None else item_tokens[index]
+        item_tokens = None if item_tokens is None else item_tokens[moved(index, model.device)]
+    if item_tokens is None:
+        item_tokens = model.item_tokens(part.items)
+    part = part.to(model.device)
     passed = model.passed_tokens(part, item_tokens=item_tokens)
     pool = [model.begin[None].to(passed.dtype), passed]
     behaviour = number // per
@@ -244,7 +247,7 @@ def _tokens(
         pool.append(asked.choices)
     else:
         place[target_rows] = torch.where(seen > 0, seen - shift[target_owner], 0)
-    return torch.nn.functional.embedding(place, torch.cat(pool))
+    return torch.nn.functional.embedding(moved(place, model.device), torch.cat(pool))
 
 
 def _context(model: HSTU, events: Events, asked: Asked | None) -> torch.Tensor:
@@ -257,9 +260,10 @@ def _context(model: HSTU, events: Events, asked: Asked | None) -> torch.Tensor:
         first = torch.where(shown, events.total + asked.offsets[:-1], first)
         known = known | shown
         columns = {name: torch.cat([c, asked.columns[name]]) for name, c in columns.items()}
-    rows = {name: column[first[known]] for name, column in columns.items()}
+    there = model.device
+    rows = {name: moved(column[first[known]], there) for name, column in columns.items()}
     tokens = model.context_tokens({}, len(lengths))
     if not bool(known.any()):
         return tokens
     found = model.context_tokens(rows, int(known.sum()))
-    return tokens.index_copy(0, known.nonzero()[:, 0], found.to(tokens.dtype))
+    return tokens.index_copy(0, moved(known.nonzero()[:, 0], there), found.to(tokens.dtype))

@@ -10,6 +10,7 @@ from torch import nn
 from pylum import ops
 from pylum.model.features import normal
 from pylum.model.hstu_config import HSTUConfig
+from pylum.transfer import moved
 
 # Production's time embedding has a row for each minute's square: sqrt(gap / 60).
 SQUARE_SECONDS = 60
@@ -28,6 +29,10 @@ class Clock:
 
     timestamps: torch.Tensor
     query_times: torch.Tensor
+
+    def to(self, device: torch.device) -> Clock:
+        """The same on ``device``."""
+        return Clock(moved(self.timestamps, device), moved(self.query_times, device))
 
 
 class Places(nn.Module):

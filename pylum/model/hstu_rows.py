@@ -10,6 +10,7 @@ from pylum.data.events import Events
 from pylum.model.hstu import HSTU
 from pylum.model.hstu_batch import Asked
 from pylum.model.hstu_tasks import TaskHead
+from pylum.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ def shown_at(
         moments: ``R`` events, by the histories they are of.
         items: ``[R]`` int64 rows of the item vocabulary.
         visible: ``[R]`` int64 behaviours before each.
-        unknown: ``[R]`` bool, items whose id is hidden.
+        unknown: ``[R]`` bool on the model's device, items whose id is hidden.
     """
-    tokens = model.item_tokens(items, unknown)
-    choices = model.choice_tokens(items, moments.conditions, item_tokens=tokens)
-    visible = visible.to(items.device)
+    device = model.device
+    rows = moved(items, device)
+    columns = {name: moved(column, device) for name, column in moments.conditions.items()}
+    choices = model.choice_tokens(rows, columns, item_tokens=model.item_tokens(items, unknown))
+    visible = moved(visible, moments.items.device)
     return Asked(moments.offsets, visible, moments.times, choices, moments.conditions)

@@ -51,7 +51,7 @@ class RankingObjective:
         asked = shown_at(model, moments, rows.items, visible, _unknown(model, rows.items))
         batch = make_batch(model, events, asked, item_tokens=tokens)
         where = (batch.x, batch.offsets, batch.positions, batch.clock)
-        hidden = model.run(*where, batch.mask)[batch.targets]
+        hidden = batch.at_targets(model.run(*where, batch.mask))
         each = len(rows.sites) / max(1, len(sites))
         return head.loss(hidden, rows.labels) / (each * rows.labels.shape[1])
 

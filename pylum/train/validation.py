@@ -115,7 +115,7 @@ class Validation:
             ends = Asked(torch.arange(len(sites) + 1, device=device), times=times)
             batch = make_batch(model, events, ends)
             hidden = model.run(batch.x, batch.offsets, batch.positions, batch.clock, batch.mask)
-            return model.answers(hidden[batch.targets])
+            return model.answers(batch.at_targets(hidden))
         assert isinstance(model, LUM)
         queries = model.query_tokens(
             {name: names[name][sites].to(device) for name in names}, gaps, times, count=len(sites)

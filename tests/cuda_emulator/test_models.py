@@ -15,14 +15,14 @@ import pytest
 import torch
 
 import pylum
-from pylum import ItemIndex, UserCache, generate
+from pylum import ItemIndex, UserCache, generate, score
 from pylum.cache import user_cache
 from pylum.knowledge import query
 from pylum.train.objective import Objective
 from tests.cuda_emulator.emulated import Emulated, emulating
 from tests.model.world import ITEMS, make_events, make_model
 from tests.second_device import CUDA, SecondDevice
-from tests.serving import test_hstu
+from tests.serving import test_hstu, test_score
 from tests.serving.tape import Tape
 from tests.serving.worlds import SCENES, data, event, history, item_table, model
 from tests.tolerance import MODEL
@@ -316,12 +316,44 @@ def test_loss_and_gradients(device, negatives, changes):
             assert error < CLOSE, name
 
 
-def test_hstu_retrieval(device):
-    mine = test_hstu.model(variant="production")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="research"),
+        pytest.param({"variant": "production"}, id="production"),
+        pytest.param({"variant": "production", "window": 9, "context": ("scene",)}, id="masks"),
+    ],
+)
+def test_hstu_retrieval(device, changes):
+    mine = test_hstu.model(**changes)
     theirs = there(mine)
     with device.host():
         expected = generate(mine, histories())
     same(generate(theirs, histories()), expected)
     cache = UserCache(theirs, 4096)
     for _ in range(2):
+        if device.waits is not None:
+            device.waits.clear()
         same(generate(theirs, histories(), cache=cache), expected)
+        # Of the embeddings, scores and rows, after the weights were looked at once.
+        assert device.waits is None or device.waits["cpu"] >= 3
+    assert device.waits is None or device.waits == Counter({"cpu": 3})
+
+
+@pytest.mark.parametrize("variant", ["research", "production"])
+def test_hstu_ranking(device, variant):
+    """M-FALCON in two micro-batches, whole and cached; what it waits for is scores."""
+    mine = test_score.model(variant=variant, layers=1)
+    theirs = there(mine)
+    shown = ["i1", "i7", "i3"]
+    with device.host():
+        expected = score(mine, histories(), shown).values
+    found = score(theirs, histories(), shown, micro_batch=2).values
+    torch.testing.assert_close(found, expected, atol=CLOSE, rtol=0)
+    cache = UserCache(theirs, 4096)
+    for _ in range(2):
+        if device.waits is not None:
+            device.waits.clear()
+        found = score(theirs, histories(), shown, cache=cache).values
+        torch.testing.assert_close(found, expected, atol=CLOSE, rtol=0)
+    assert device.waits is None or (set(device.waits) == {"cpu"} and device.waits["cpu"] <= 2)
