@@ -6,6 +6,7 @@
 
 #include "common/cpu/tile.h"
 #include "common/parallel.h"
+#include "common/prefetch.h"
 #include "topk/cpu/judge.h"
 #include "topk/cpu/selection.h"
 #ifdef PYLUM_TILES
@@ -257,7 +258,16 @@ struct Worker {
         judge_limits(queries, thresholds, items, p.dim, begin, end, limits);
         const uint64_t there = ~uint64_t{0} >> (kPanel - count);
         bool packed = false;
+        // The next panel's items come while this one's are judged.
+        const int64_t next = row + kPanel,
+                      stop = next + kPanel < p.num_items ? next + kPanel : p.num_items;
+        const int64_t tiles = (end - begin + kJudgedRows - 1) / kJudgedRows;
+        const int64_t share = (kPanel + tiles - 1) / tiles;
+        int64_t ahead = next;
         for (int64_t q = begin; q < end; q += kJudgedRows) {
+            for (int64_t i = 0; i < share && ahead < stop; ++i, ++ahead) {
+                prefetch(item(ahead), p.dim * sizeof(T));
+            }
             const int64_t rows = end - q < kJudgedRows ? end - q : kJudgedRows;
             uint64_t bits[kJudgedRows];
             judge_tile(queries.words + q * at.words, at.words, bytes, queries.start + q, limits + q,
