@@ -306,39 +306,48 @@ class BackwardTile {
     float scores[kPairs][4], weights[kPairs][4];
 };
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool kForSm90 = true;
+#else
+constexpr bool kForSm90 = false;
+#endif
+
 template <typename T, int kDim, bool kSilu, bool kBias, Gradient kGradient>
 __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, kBias ? 1 : 0)
     backward_kernel(const __grid_constant__ AttentionGradients p, bool targets) {
-    using Shape = BackwardShape<T, kDim>;
-    using Tile = BackwardTile<T, kDim, kSilu, kBias, kGradient>;
-    using Tiles = typename Tile::Tiles;
-    PYLUM_SHARED(Tiles, tiles);
-    const int head = static_cast<int>(blockIdx.y);
-    const AttentionInputs& in = p.inputs.in;
-    constexpr bool kOfQueries = kGradient == Gradient::kQueries;
-    if (*p.inputs.batch.broken) {
-        const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kRows;
-        const int64_t rows = p.inputs.batch.rows;
-        if (kOfQueries) {
-            store_nan<T>(p.dq, first, Shape::kRows, rows, in.heads, head, in.head_dim);
+    // What runs_on_sm90() says has kernels of its own: code that never runs would only be compiled.
+    if constexpr (!kForSm90 || sizeof(T) == 4 || kDim > 128 || kBias) {
+        using Shape = BackwardShape<T, kDim>;
+        using Tile = BackwardTile<T, kDim, kSilu, kBias, kGradient>;
+        using Tiles = typename Tile::Tiles;
+        PYLUM_SHARED(Tiles, tiles);
+        const int head = static_cast<int>(blockIdx.y);
+        const AttentionInputs& in = p.inputs.in;
+        constexpr bool kOfQueries = kGradient == Gradient::kQueries;
+        if (*p.inputs.batch.broken) {
+            const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kRows;
+            const int64_t rows = p.inputs.batch.rows;
+            if (kOfQueries) {
+                store_nan<T>(p.dq, first, Shape::kRows, rows, in.heads, head, in.head_dim);
+            }
+            if (kGradient == Gradient::kKeys || kGradient == Gradient::kKeysAndValues) {
+                store_nan<T>(p.dk, first, Shape::kRows, rows, in.kv_heads, head, in.head_dim);
+            }
+            if (kGradient == Gradient::kValues || kGradient == Gradient::kKeysAndValues) {
+                store_nan<T>(p.dv, first, Shape::kRows, rows, in.kv_heads, head, in.value_dim);
+            }
+            return;
         }
-        if (kGradient == Gradient::kKeys || kGradient == Gradient::kKeysAndValues) {
-            store_nan<T>(p.dk, first, Shape::kRows, rows, in.kv_heads, head, in.head_dim);
+        const TileRows rows = find_tile(p.inputs.batch, blockIdx.x, targets, Shape::kRows);
+        if (rows.rows == 0) {
+            return;
         }
-        if (kGradient == Gradient::kValues || kGradient == Gradient::kKeysAndValues) {
-            store_nan<T>(p.dv, first, Shape::kRows, rows, in.kv_heads, head, in.value_dim);
+        Tile tile(p, rows, tiles);
+        if constexpr (kOfQueries) {
+            tile.run_queries(targets, head);
+        } else {
+            tile.run_keys(head);
         }
-        return;
-    }
-    const TileRows rows = find_tile(p.inputs.batch, blockIdx.x, targets, Shape::kRows);
-    if (rows.rows == 0) {
-        return;
-    }
-    Tile tile(p, rows, tiles);
-    if constexpr (kOfQueries) {
-        tile.run_queries(targets, head);
-    } else {
-        tile.run_keys(head);
     }
 }
 
