@@ -18,6 +18,7 @@ enum DeviceError : int32_t {
     kBadPages = 8,
     kBadMask = 16,
     kBadThresholds = 32,
+    kBadWeights = 64,
 };
 
 struct Execution {

@@ -104,9 +104,6 @@ PYLUM_CPU_KERNEL(void forward_per_query(const Params&))
 void launch_forward_shared(const Params& p, CUstream_st* stream);
 void launch_forward_per_query(const Params& p, CUstream_st* stream);
 
-// The DeviceError of weights that are negative or not finite.
-constexpr auto kBadWeights = static_cast<DeviceError>(64);
-
 // scales[n] = d loss / d losses[n] of the reduction.
 struct Scales {
     const float* weights;  // [count], or null: 1

@@ -94,3 +94,23 @@ def test_a_position_without_an_angle_is_nan_and_noted(cuda):
     got_k, got_v, _ = pylum.ops.gather_pages(prefix)
     assert torch.equal(got_k.isnan().all(2)[:, 0].nonzero()[:, 0], torch.tensor([3, 100]))
     assert torch.equal(got_v, v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [16, 20])
+def test_blocks_in_either_order(both_orders, dtype, head_dim):
+    """Rows of 16 bytes a lane and rows that are not, rotated, behind tokens that are there."""
+    case = dataclasses.replace(CASE, head_dim=head_dim, kv_heads=2, dtype=dtype)
+    _, k, v = case.qkv()
+    cos, sin = op.rotary(200, head_dim // 2)
+    offsets, starts = torch.tensor([0, 50, 136]), torch.tensor([20, 3])
+
+    empty = empty_prefix(dataclasses.replace(case, history=[70, 89]), k, v)
+
+    def call():
+        prefix = dataclasses.replace(empty, k=empty.k.clone(), v=empty.v.clone())
+        pylum.ops.append_pages(prefix, k, v, offsets, starts=starts, cos=cos, sin=sin)
+        assert int(prefix.k.isfinite().sum()) == k.numel()
+        return prefix.k.nan_to_num(), prefix.v.nan_to_num()
+
+    both_orders(call)
