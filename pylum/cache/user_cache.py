@@ -51,7 +51,8 @@ class UserCache:
         model: whose keys and values are kept.
         max_tokens: room on the model's device, two tokens a behaviour (one for HSTU's retrieval);
             users asked longest ago leave first. A batch of users must fit; who does not is
-            answered without the cache.
+            answered without the cache. With ``host_tokens`` a call takes its users in passes
+            that fit.
         page: tokens of a page; the kernels know 64.
         overflow: ``"rebuild"``, or ``"sliding"`` (approximate).
         host_tokens: more room, in the host's memory, for users who leave the device; 0: they leave
@@ -119,6 +120,15 @@ class UserCache:
 
     def __contains__(self, user: Hashable) -> bool:
         return user in self._entries
+
+    @property
+    def pass_pages(self) -> int | None:
+        """Pages that the users of one pass may take; None: passes take no notice.
+
+        Those of the device, where users leave for the host: a pass's users then make room for the
+        next one's, and nobody is answered without the cache for want of it.
+        """
+        return self._pool.pages if self.host_tokens else None
 
     @property
     def stats(self) -> dict[str, int]:

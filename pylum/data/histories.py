@@ -40,6 +40,12 @@ class Histories:
     def __len__(self) -> int:
         return len(self.users)
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f.name for f in self.schema.conditions)
+        return (
+            f"Histories({self.events.total:,} events, {len(self):,} users, conditions [{fields}])"
+        )
+
     def __post_init__(self) -> None:
         if len(self.users) != len(self.events):
             raise ValueError(f"users must be {len(self.events)} ids, got {len(self.users)}")

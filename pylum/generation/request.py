@@ -18,6 +18,7 @@ from pylum.generation.limits import limits, select, translate
 from pylum.generation.packing import Questions, answer, asking, window_starts, windows
 from pylum.generation.result import Generation, concatenate
 from pylum.model import HSTU, UserModel
+from pylum.ops.pages import PAGE
 from pylum.transfer import moved
 
 if TYPE_CHECKING:
@@ -182,15 +183,21 @@ class _Request:
         self.batch_tokens = int(batch_tokens)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Users of each pass: as many as fit ``batch_tokens``, at least one."""
+        """Users of each pass: as many as fit ``batch_tokens`` and the cache, at least one."""
         starts = window_starts(self.model.config, self.events.lengths)
         per = self.model.config.tokens_per_behaviour
-        tokens = per * (self.events.lengths - starts) + self.offsets.diff()
-        ends = tokens.cumsum(0)
+        history = per * (self.events.lengths - starts)
+        ends = (history + self.offsets.diff()).cumsum(0)
+        most = self.cache.pass_pages if self.cache is not None else None
+        pages = (history + self.model.config.context_tokens + PAGE - 1).div(
+            PAGE, rounding_mode="floor"
+        )
+        pages = pages.cumsum(0)
         start, users = 0, len(self.users)
         while True:
-            before = int(ends[start - 1]) if start else 0
-            stop = int(torch.searchsorted(ends, before + self.batch_tokens, right=True))
+            stop = _fitting(ends, start, self.batch_tokens)
+            if most is not None:
+                stop = min(stop, _fitting(pages, start, most))
             stop = min(max(stop, start + 1), users)
             yield start, stop
             if stop >= users:
@@ -290,3 +297,9 @@ class _Request:
             "unknown_candidates": self.limits.unknown if first else 0,
             "exclude": self.limits.rule,
         }
+
+
+def _fitting(ends: torch.Tensor, start: int, most: int) -> int:
+    """Behind the last user from ``start`` on whose end is at most ``most`` behind the start's."""
+    before = int(ends[start - 1]) if start else 0
+    return int(torch.searchsorted(ends, before + most, right=True))

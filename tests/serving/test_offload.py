@@ -229,6 +229,16 @@ def test_batches_prefetch_the_next(monkeypatch):
     torch.testing.assert_close(found.embeddings, close.embeddings, atol=CLOSE, rtol=0)
 
 
+def test_a_call_takes_as_many_users_at_once_as_fit_the_device():
+    cache, histories = filled(users=7, host=16)
+    counts = cache.stats
+    found = generate(model(), histories, ASK, cache=cache)
+    assert found.stats["tokens_computed"] == 7 * 3  # the questions alone
+    assert cache.stats["bypassed"] == counts["bypassed"] == 0
+    close = generate(model(), histories, ASK)
+    torch.testing.assert_close(found.embeddings, close.embeddings, atol=CLOSE, rtol=0)
+
+
 def test_a_failed_copy_promises_nothing(monkeypatch):
     for name in ("_gather", "_store", "_load"):
         cache, histories = filled()
