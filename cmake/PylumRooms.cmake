@@ -19,6 +19,7 @@ pylum_add_op(row_wise CPU base.cpp CUDA forward.cu)
 pylum_add_op(sampled_softmax CPU shared.cpp per_query.cpp BF16 pairs.cpp AMX pairs.cpp
              CUDA forward.cu queries.cu scatter.cu pass_float32.cu pass_bfloat16.cu pass_float16.cu)
 pylum_add_op(linear CPU base.cpp)
+# Not an op: the rate that benchmarks hold the ops against.
 pylum_add_op(multiply_adds CPU base.cpp BF16 base.cpp)
 pylum_add_op(residual_norm CPU base.cpp CUDA forward.cu backward.cu)
 pylum_add_op(rotary CPU base.cpp CUDA run.cu)

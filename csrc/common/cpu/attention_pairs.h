@@ -90,17 +90,6 @@ __attribute__((noinline)) void dots(PairKeys keys, int count, const float* colum
     }
 }
 
-// Lane by lane a pair, rounded to bfloat16.
-inline vfloat pair_lanes(vfloat first, vfloat second) {
-    uint16_t order[2 * kLanes];
-    for (int l = 0; l < kLanes; ++l) {
-        order[2 * l] = static_cast<uint16_t>(l);
-        order[2 * l + 1] = static_cast<uint16_t>(l + kLanes);
-    }
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-    return (vfloat)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
-}
-
 // pairs[i][lane] = weights[2 i][lane], weights[2 i + 1][lane]; no last partner: zero.
 template <int kVecs>
 inline void pair_weights(const float* weights, int count, float* pairs) {

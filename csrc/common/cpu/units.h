@@ -54,6 +54,19 @@ inline vfloat second_of_pair(vfloat units) {
     return reinterpret_cast<vfloat>(reinterpret_cast<vuint>(units) & 0xffff0000u);
 }
 
+#ifdef __AVX512BF16__
+// Lane by lane a pair, rounded to bfloat16.
+inline vfloat pair_lanes(vfloat first, vfloat second) {
+    uint16_t order[2 * kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+        order[2 * l] = static_cast<uint16_t>(l);
+        order[2 * l + 1] = static_cast<uint16_t>(l + kLanes);
+    }
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (vfloat)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
+}
+#endif
+
 constexpr int kUnitRows = 4;
 constexpr int kUnitVectors = kVectorBytes == 64 ? 4 : 2;
 

@@ -124,7 +124,7 @@ struct QueryPass : PairSpace {
             if (p.d_items) {
 #pragma GCC unroll 4
                 for (int v = 0; v < kPanel / kLanes; ++v) {
-                    store(by_item(first + panel, r) + v * kLanes, lane_pairs(a[v], b[v]));
+                    store(by_item(first + panel, r) + v * kLanes, pair_lanes(a[v], b[v]));
                 }
             }
         }

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "common/cpu/units.h"
 #include "sampled_softmax/cpu/pair_tiles.h"
 
 namespace pylum::sampled_softmax {
@@ -10,17 +11,6 @@ namespace {
 
 constexpr float kLog2e = 1.44269504f;
 constexpr int64_t kPanelPairs = kPanel / 2;
-
-// Lane by lane a pair of bfloat16.
-inline vfloat lane_pairs(vfloat first, vfloat second) {
-    uint16_t order[2 * kLanes];
-    for (int l = 0; l < kLanes; ++l) {
-        order[2 * l] = static_cast<uint16_t>(l);
-        order[2 * l + 1] = static_cast<uint16_t>(l + kLanes);
-    }
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-    return (vfloat)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
-}
 
 // Pairs of consecutive lanes, of `first` and then of `second`.
 inline vfloat row_pairs(vfloat first, vfloat second) {
@@ -86,7 +76,7 @@ struct PairSpace {
                    float* out) const {
         for (int64_t d = 0; d < at.width; d += kLanes) {
             const int n = static_cast<int>(p.dim - d < kLanes ? p.dim - d : kLanes);
-            store(out + d, lane_pairs(first ? load_lanes(first + d, n) * a : vfloat{},
+            store(out + d, pair_lanes(first ? load_lanes(first + d, n) * a : vfloat{},
                                       second ? load_lanes(second + d, n) * b : vfloat{}));
         }
     }
