@@ -207,7 +207,7 @@ def matrices(name: str, given: Words) -> tuple[npt.NDArray[np.float64], ...]:
     return a, b, d
 
 
-def of_lanes(d: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def fragments(d: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """``[cases, 16, 8]`` to the words of the lanes."""
     g, t = np.arange(32) // 4, np.arange(32) % 4
     return np.stack([d[:, g + word // 2 * 8, 2 * t + word % 2] for word in range(4)], -1)
@@ -220,9 +220,9 @@ def magnitudes(name: str, given: Words) -> npt.NDArray[np.float64]:
     """
     if name in hopper.WORDS:
         a, b, d = (np.nan_to_num(np.abs(x), posinf=0.0) for x in hopper.matrices(name, given))
-        return hopper.of_threads(a @ b + d)
+        return hopper.fragments(a @ b + d)
     a, b, d = (np.nan_to_num(np.abs(x), posinf=0.0) for x in matrices(name, given))
-    return of_lanes(a @ b + d)
+    return fragments(a @ b + d)
 
 
 def build_library(path: Path = LIBRARY) -> Path:

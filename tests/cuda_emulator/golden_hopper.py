@@ -77,7 +77,7 @@ def matrices(name: str, given: Words) -> tuple[npt.NDArray[np.float64], ...]:
     return a, b, d
 
 
-def of_threads(d: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def fragments(d: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """``[cases, 64, columns]`` to the words of the threads."""
     places = map(_place, range(d.shape[2] // 2))
     return np.stack([d[:, row, column] for row, column in places], -1)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import pylum
 from pylum.ops import Mask
 from tests.ops import test_attention as op
+from tests.ops import test_attention_interface as interface
 from tests.ops.packed import Case, cases
 from tests.tolerance import assert_close
 
@@ -45,9 +46,9 @@ test_packed_equals_alone_and_run_twice = few(
 test_another_user_of_nan_moves_nothing = few(
     op.test_another_user_of_nan_moves_nothing, cases(), randoms, examples=4
 )
-test_double_backward_is_an_error = op.test_double_backward_is_an_error
-test_opcheck = op.test_opcheck
-test_autocast_gives_q_k_v_one_dtype = op.test_autocast_gives_q_k_v_one_dtype
+test_double_backward_is_an_error = interface.test_double_backward_is_an_error
+test_opcheck = interface.test_opcheck
+test_autocast_gives_q_k_v_one_dtype = interface.test_autocast_gives_q_k_v_one_dtype
 
 
 LONG = Case([530, 3, 70], [0, 1, 2], [[1] * 66, [2], []], None, None, None, heads=1)

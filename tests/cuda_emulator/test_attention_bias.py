@@ -13,16 +13,17 @@ from tests.cuda_emulator.test_attention import few
 from tests.cuda_emulator.test_prefix_attention import pages_of_reference
 from tests.ops import test_attention_bias as op
 from tests.ops.packed import Case, filled_prefix, split
+from tests.ops.test_attention import FULL
 from tests.tolerance import assert_close
 
 pytestmark = pytest.mark.usefixtures("cuda", "pages_of_reference")
 
 LENGTHS = [5, 1, 64, 65, 33, 100]
 MASK = dataclasses.replace(
-    op.FULL,
+    FULL,
     num_targets=[2, 1, 10, 40, 33, 20],
     group_offsets=[0, 2, 3, 13, 20, 40, 53, 86, 90, 106],
-    visible=[*op.FULL.visible[:86].tolist(), *[70] * 4, *[79] * 16],
+    visible=[*FULL.visible[:86].tolist(), *[70] * 4, *[79] * 16],
 )
 
 

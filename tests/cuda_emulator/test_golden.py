@@ -52,29 +52,23 @@ def test_a_changed_bit_is_found(recorded, name):
     assert golden.differences(name, given, out, changed)
 
 
-@pytest.mark.parametrize("name", [n for n in golden.WORDS if n.startswith("multiply")])
-def test_products_are_those_of_the_manual(recorded, name):
-    """The fragments' layout, against matrix products of numpy."""
+@pytest.mark.parametrize(
+    ("name", "of", "classes"),
+    [(n, golden, slice(16, 20)) for n in golden.WORDS if n.startswith("multiply")]
+    + [(n, hopper, slice(3, 4)) for n in hopper.WORDS if n.startswith("group")],
+)
+def test_products_are_those_of_the_manual(recorded, name, of, classes):
+    """The fragments' layout, a warp's and a warpgroup's, against matrix products of numpy.
+
+    ``classes`` are the cases that have infinities and NaN.
+    """
     given, out = recorded[f"{name}.in"], recorded[f"{name}.out"].view(np.float32)
-    a, b, d = golden.matrices(name, given)
+    a, b, d = of.matrices(name, given)
     with np.errstate(invalid="ignore", over="ignore"):
-        exact = golden.of_lanes(a @ b + d)
+        exact = of.fragments(a @ b + d)
         usual = np.isfinite(exact) & (np.abs(exact) < 3e38)
         error = np.abs(np.where(usual, out - exact, 0.0))
-    assert usual[:16].all() and not usual[16:20].all()
-    assert (error <= golden.MATRIX_UNIT * golden.magnitudes(name, given) + 2.0**-126).all()
-    assert np.array_equal(np.isnan(out), np.isnan(exact))
-
-
-@pytest.mark.parametrize("name", [n for n in hopper.WORDS if n.startswith("group")])
-def test_products_of_a_warpgroup_are_those_of_the_manual(recorded, name):
-    given, out = recorded[f"{name}.in"], recorded[f"{name}.out"].view(np.float32)
-    a, b, d = hopper.matrices(name, given)
-    with np.errstate(invalid="ignore", over="ignore"):
-        exact = hopper.of_threads(a @ b + d)
-        usual = np.isfinite(exact) & (np.abs(exact) < 3e38)
-        error = np.abs(np.where(usual, out - exact, 0.0))
-    assert usual[:3].all() and not usual[3].all()
+    assert usual[: classes.start].all() and not usual[classes].all()
     assert (error <= golden.MATRIX_UNIT * golden.magnitudes(name, given) + 2.0**-126).all()
     assert np.array_equal(np.isnan(out), np.isnan(exact))
 

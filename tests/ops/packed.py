@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from random import Random
 
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 
 import pylum
 from pylum.ops import Mask, PagedPrefix
 from pylum.ragged import lengths_to_offsets
+from pylum.reference.attention import sequence_mask
 
 
 @dataclass
@@ -155,3 +159,53 @@ def filled_prefix(case: Case, k: torch.Tensor, v: torch.Tensor) -> PagedPrefix:
         starts=torch.zeros_like(lengths),
     )
     return PagedPrefix(prefix.k, prefix.v, prefix.table, lengths)
+
+
+def first_sequence(case: Case) -> Case:
+    """It alone, with a target at least."""
+    return replace(
+        case, history=case.history[:1], context=case.context[:1], groups=[case.groups[0] or [1]]
+    )
+
+
+def regrouped(case: Case, random: Random) -> Iterator[tuple[list[int], Case]]:
+    """Every group of the only sequence's targets alone, and all in some order: rows, their case."""
+    history, sizes = case.history[0], case.groups[0]
+    starts = [history + sum(sizes[:g]) for g in range(len(sizes))]
+    for order in [*([g] for g in range(len(sizes))), random.sample(range(len(sizes)), len(sizes))]:
+        rows = list(range(history))
+        for g in order:
+            rows += range(starts[g], starts[g] + sizes[g])
+        yield rows, replace(case, groups=[[sizes[g] for g in order]])
+
+
+def spoil_a_sequence(case: Case, random: Random, *tensors: torch.Tensor) -> torch.Tensor:
+    """Fills some sequence's rows of the tensors with NaN; ``[total]``, true in them."""
+    victim = random.randrange(len(case.history))
+    spoilt = torch.zeros(sum(case.lengths), dtype=torch.bool)
+    spoilt[case.offsets[victim] : case.offsets[victim + 1]] = True
+    for x in tensors:
+        x[spoilt] = torch.nan
+    return spoilt
+
+
+def spoil_a_row(
+    case: Case, random: Random, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Some row of NaN and infinity: the row; ``[total]``, true in rows that see it, or are it;
+    and true in rows that one of those sees."""
+    filled = [b for b, length in enumerate(case.lengths) if length]
+    assume(filled)
+    b = random.choice(filled)
+    place = random.randrange(case.lengths[b])
+    first = int(case.offsets[b])
+    q[first + place] = torch.nan
+    k[first + place] = torch.nan
+    v[first + place] = torch.inf
+    sees = sequence_mask(case.mask(), b, case.history[b], case.targets[b])
+    see_it = sees[:, place].clone()
+    see_it[place] = True
+    result = torch.zeros(2, len(q), dtype=torch.bool)
+    result[0, first : first + case.lengths[b]] = see_it
+    result[1, first : first + case.lengths[b]] = sees[see_it].any(0)
+    return first + place, result[0], result[1]

@@ -1,9 +1,6 @@
 """The relative bias of both attention ops: the reference, and what holds to the bit."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,79 +8,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pylum
-from pylum.ops import Mask, PagedPrefix, RelativeBias, log_thresholds
+from pylum.ops import Mask, RelativeBias, log_thresholds
 from pylum.ragged import lengths_to_offsets
-from pylum.reference.attention import positions, sequence_mask
-from tests.ops.packed import Case, cases, empty_prefix, filled_prefix, split
-from tests.ops.test_attention import CASES, FULL, LENGTHS, make
+from tests.ops.biased import (
+    SILU,
+    biased_cases,
+    exactly,
+    make_bias,
+    plain_gradients,
+    sorted_times,
+    tables_of,
+)
+from tests.ops.packed import (
+    Case,
+    empty_prefix,
+    filled_prefix,
+    first_sequence,
+    regrouped,
+    split,
+    spoil_a_row,
+    spoil_a_sequence,
+)
+from tests.ops.test_attention import CASES, make
 from tests.tolerance import assert_close
 
-SILU = {"score": "silu", "score_scale": 0.01}
-
-
-def sorted_times(lengths: list[int], spread: int = 10**6) -> torch.Tensor:
-    """Bursts and pauses; several events of one second."""
-    return torch.cat(
-        [torch.randint(-spread, spread, (n,)).sort()[0] // 7 * 7 for n in lengths]
-        + [torch.empty(0, dtype=torch.int64)]
-    )
-
-
-def make_bias(timestamps, query_times, tables="both", length=40) -> RelativeBias:
-    position_table = torch.randn(2 * length - 1, requires_grad=True)
-    time_table = torch.randn(129, requires_grad=True)
-    if tables == "position":
-        return RelativeBias(position_table)
-    return RelativeBias(
-        position_table if tables == "both" else None,
-        time_table,
-        log_thresholds(),
-        timestamps,
-        query_times,
-    )
-
-
-def tables_of(bias):
-    return [t for t in (bias.position_table, bias.time_table) if t is not None]
-
-
-def exactly(bias):
-    """With float64 tables that have gradients of their own."""
-    copies = {
-        name: getattr(bias, name).detach().double().requires_grad_()
-        for name in ("position_table", "time_table")
-        if getattr(bias, name) is not None
-    }
-    out = dataclasses.replace(bias)
-    for name, table in copies.items():
-        object.__setattr__(out, name, table)
-    return out
-
-
-def plain_gradients(q, k, v, offsets, mask, bias, dout):
-    """Of the tables, by PyTorch in float32."""
-    tables = [t.detach().clone().requires_grad_() for t in tables_of(bias)]
-    sums = []
-    for b, (begin, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:], strict=False)):
-        part = slice(begin, end)
-        targets = 0 if mask is None else int(mask.num_targets[b])
-        at = positions(mask, b, end - begin - targets, targets)
-        asked = [x[part].detach().float() for x in (q, k, v)]
-        repeat = q.shape[1] // k.shape[1]
-        asked[1:] = [x.repeat_interleave(repeat, 1) for x in asked[1:]]
-        scores = torch.einsum("qhd,khd->hqk", *asked[:2])
-        places = iter(tables)
-        if bias.position_table is not None:
-            n = (len(bias.position_table) + 1) // 2
-            scores = scores + next(places)[(at - at[:, None] + n - 1).clamp(0, 2 * n - 2)]
-        if bias.time_table is not None:
-            gap = (bias.query_times[part, None] - bias.timestamps[part]).abs()
-            scores = scores + next(places)[torch.bucketize(gap, bias.thresholds, right=True)]
-        sees = sequence_mask(mask, b, end - begin - targets, targets)
-        weights = torch.nn.functional.silu(scores).masked_fill(~sees, 0.0) * 0.01
-        out = torch.einsum("hqk,khd->qhd", weights, asked[2])
-        sums.append((out * dout[part].float()).sum())
-    return torch.autograd.grad(torch.stack(sums).sum(), tables)
+TABLES = {"positions": torch.randn(79), "times": torch.randn(129)}
 
 
 @pytest.mark.parametrize("tables", ["both", "position", "time"])
@@ -146,22 +95,6 @@ def test_every_bucket_begins_at_its_threshold():
     assert torch.equal(torch.bucketize(few, thresholds, right=True), floor)
 
 
-def biased(draw, case):
-    """The case with SiLU, and the times of its rows."""
-    case = dataclasses.replace(case, score="silu")
-    spread = draw(st.sampled_from([3, 1000, 10**9]))
-    times = sorted_times(case.lengths, spread)
-    return case, times, times + torch.randint(0, spread, times.shape)
-
-
-@st.composite
-def biased_cases(draw, **options):
-    return biased(draw, draw(cases(**options)))
-
-
-TABLES = {"positions": torch.randn(79), "times": torch.randn(129)}
-
-
 def run(case, times, query_times, q, k, v, sequences=None):
     """Output and gradients of the case, or of some of its sequences packed alone."""
     if sequences is None:
@@ -206,17 +139,12 @@ def test_packed_equals_alone_and_run_twice(drawn):
 def test_another_user_of_nan_moves_nothing(drawn, random):
     case, times, query_times = drawn
     q, k, v = case.qkv()
-    victim = random.randrange(len(case.history))
     _, clean, _ = run(case, times, query_times, q, k, v)
-    rows = torch.arange(case.offsets[victim], case.offsets[victim + 1])
-    for x in (q, k, v):
-        x[rows] = torch.nan
-    times[rows] = 2**60
+    spoilt = spoil_a_sequence(case, random, q, k, v)
+    times[spoilt] = 2**60
     _, dirty, _ = run(case, times, query_times, q, k, v)
-    others = torch.ones(len(q), dtype=torch.bool)
-    others[rows] = False
     for x, y in zip(clean, dirty, strict=True):
-        assert torch.equal(x[others], y[others])
+        assert torch.equal(x[~spoilt], y[~spoilt])
 
 
 @settings(deadline=None, max_examples=20)
@@ -226,44 +154,25 @@ def test_an_unseen_row_of_nan_moves_nothing(drawn, random):
     q, k, v = case.qkv()
     bias = make_bias(times, query_times)
     clean = pylum.ops.attention(q, k, v, case.offsets, case.mask(), bias=bias, **case.options)
-    b = random.choice([b for b, length in enumerate(case.lengths) if length] or [None])
-    if b is None:
-        return
-    broken = random.randrange(case.lengths[b])
-    first = int(case.offsets[b])
-    k[first + broken] = torch.nan
-    v[first + broken] = torch.inf
-    q[first + broken] = torch.nan
-    times[first + broken] += 12345
+    row, see_it, _ = spoil_a_row(case, random, q, k, v)
+    times[row] += 12345
     out = pylum.ops.attention(q, k, v, case.offsets, case.mask(), bias=bias, **case.options)
-    sees = sequence_mask(case.mask(), b, case.history[b], case.targets[b])[:, broken]
-    sees[broken] = True
-    kept = torch.ones(len(q), dtype=torch.bool)
-    kept[first : first + case.lengths[b]] = ~sees
-    assert torch.equal(out[kept], clean[kept])
+    assert torch.equal(out[~see_it], clean[~see_it])
+    assert out[see_it].isnan().flatten(1).all()
 
 
 @settings(deadline=None, max_examples=30)
 @given(biased_cases(visible=False), st.randoms(use_true_random=False))
 def test_grouped_equals_alone_in_any_order(drawn, random):
     case, times, query_times = drawn
-    case = dataclasses.replace(
-        case, history=case.history[:1], context=case.context[:1], groups=[case.groups[0] or [1]]
-    )
+    case = first_sequence(case)
     q, k, v = case.qkv()
     times, query_times = times[: len(q)], query_times[: len(q)]
     if len(times) < len(q):
         times = query_times = torch.zeros(len(q), dtype=torch.int64)
     bias = make_bias(times, query_times)
-    history = case.history[0]
     out = pylum.ops.attention(q, k, v, case.offsets, case.mask(), bias=bias, **case.options)
-    sizes = case.groups[0]
-    starts = [history + sum(sizes[:g]) for g in range(len(sizes))]
-    groups = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
-    orders = [[g] for g in range(len(sizes))] + [random.sample(range(len(sizes)), len(sizes))]
-    for order in orders:
-        rows = list(range(history)) + [row for g in order for row in groups[g]]
-        part = dataclasses.replace(case, groups=[[sizes[g] for g in order]])
+    for rows, part in regrouped(case, random):
         theirs = dataclasses.replace(bias, timestamps=times[rows], query_times=query_times[rows])
         alone = pylum.ops.attention(
             q[rows], k[rows], v[rows], part.offsets, part.mask(), bias=theirs, **case.options
@@ -367,132 +276,3 @@ def test_threads_change_nothing(copies, dtype):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
-
-
-def operands(requires_grad):
-    case = Case([9, 3], [1, 0], [[1, 2], [1]], [[2, 8], [3]], 4, 2, score="silu")
-    q, k, v = (x.contiguous().requires_grad_(requires_grad) for x in case.qkv())
-    mask = case.mask()
-    times = sorted_times(case.lengths)
-    tables = [torch.randn(n, requires_grad=requires_grad) for n in (15, 129)]
-    masks = (mask.num_context, mask.num_targets, mask.group_offsets, mask.visible, 4, 2)
-    return (
-        q,
-        k,
-        v,
-        case.offsets,
-        *masks,
-        True,
-        0.25,
-        None,
-        0.1,
-        *tables,
-        log_thresholds(),
-        times,
-        (times + 3),
-    )
-
-
-def test_opcheck():
-    torch.library.opcheck(torch.ops.pylum.attention.default, operands(True))
-
-
-def test_compiles_as_one_graph():
-    q, k, v, offsets = make([9, 20], 2, 2, 8, 8, torch.float32)
-    times = sorted_times([9, 20])
-    bias = make_bias(times, times + 3)
-
-    def call(q, k, v, table):
-        theirs = dataclasses.replace(bias, position_table=table)
-        return pylum.ops.attention(q * 2, k, v, offsets, bias=theirs, **SILU)
-
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    leaves = (q, k, v, bias.position_table)
-    assert torch.equal(compiled(*leaves), call(*leaves))
-    for a, b in zip(
-        torch.autograd.grad(compiled(*leaves).sum(), leaves),
-        torch.autograd.grad(call(*leaves).sum(), leaves),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
-
-
-N = torch.arange(6)
-
-
-@pytest.mark.parametrize(
-    ("changes", "options", "error", "message"),
-    [
-        ({}, {"score": "softmax", "score_scale": None}, ValueError, "bias must be None with score"),
-        ({"position_table": torch.zeros(4)}, {}, ValueError, r"\[2 N - 1\]"),
-        (
-            {"position_table": torch.zeros(5).double()},
-            {},
-            TypeError,
-            "position_table must be float",
-        ),
-        ({"time_table": torch.zeros(4)}, {}, ValueError, r"thresholds must be \[buckets = 3\]"),
-        ({"thresholds": torch.tensor([3, 2])}, {}, ValueError, r"thresholds\[1\] must be non-decr"),
-        ({"thresholds": torch.tensor([-1, 2])}, {}, ValueError, r"thresholds\[0\] must be"),
-        ({"timestamps": N[:5]}, {}, ValueError, r"timestamps must be \[keys = 6\]"),
-        ({"query_times": N[:5]}, {}, ValueError, r"query_times must be \[rows = 6\]"),
-        ({"query_times": N.float()}, {}, TypeError, "query_times must be int64"),
-        ({"query_times": None}, {}, ValueError, "query_times must be given with bias.time_table"),
-        ({"time_table": None}, {}, ValueError, "thresholds must be given with bias.time_table"),
-    ],
-)
-def test_errors_name_what_is_wrong(changes, options, error, message):
-    fields = {
-        "position_table": torch.zeros(5),
-        "time_table": torch.zeros(3),
-        "thresholds": torch.tensor([2, 3]),
-        "timestamps": N,
-        "query_times": N,
-    }
-    q = torch.zeros(6, 2, 8)
-    with pytest.raises(error, match=message):
-        bias = RelativeBias(**{**fields, **changes})
-        pylum.ops.attention(q, q, q, torch.tensor([0, 4, 6]), bias=bias, **{**SILU, **options})
-
-
-def test_needs_a_table():
-    with pytest.raises(ValueError, match="got neither"):
-        RelativeBias()
-
-
-def test_pages_need_the_times_of_whole_histories():
-    case = Case([70], [0], [[1]], None, None, None, score="silu")
-    q, k, v = case.qkv()
-    prefix = filled_prefix(case, k, v)
-    bias = make_bias(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    assert isinstance(prefix, PagedPrefix)
-    with pytest.raises(ValueError, match=r"timestamps must be \[keys = 71\]"):
-        pylum.ops.prefix_attention(
-            q[70:], k[70:], v[70:], torch.tensor([0, 1]), prefix, case.mask(), bias=bias, **SILU
-        )
-
-
-PORTABLE = """
-import torch
-from tests.ops import test_attention_bias as t
-for dtype in (torch.float32, torch.bfloat16):
-    t.test_equals_reference(t.LENGTHS, 4, 2, 24, 40, t.FULL, dtype, "both")
-t.test_targets_over_pages_equal_reference()
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names the ISAs of x86")
-def test_other_instruction_sets():
-    best = pylum._C.build_info()["isa_best"]
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", PORTABLE],
-            env=os.environ | {"PYLUM_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        for isa in ("base", "avx2")
-        if isa != best and not (isa == "avx2" and best == "base")
-    ]
-    assert [run.wait() for run in runs] == [0] * len(runs)
-
-
-__all__ = ["FULL", "LENGTHS"]
