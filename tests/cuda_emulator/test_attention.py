@@ -35,6 +35,9 @@ test_every_mask_equals_reference = few(op.test_every_mask_equals_reference, case
 test_an_unseen_row_of_nan_moves_nothing = few(
     op.test_an_unseen_row_of_nan_moves_nothing, cases(), randoms, examples=10
 )
+test_an_unseen_row_of_nan_moves_no_gradient = few(
+    op.test_an_unseen_row_of_nan_moves_no_gradient, cases(), randoms
+)
 test_grouped_equals_alone_in_any_order = few(
     op.test_grouped_equals_alone_in_any_order, cases(most_history=80, visible=False), randoms
 )
@@ -71,6 +74,30 @@ def test_targets_across_chunks_and_blocks_in_any_order(dtype, cuda):
         finally:
             cuda.module.set_backwards(False)
         assert all(torch.equal(x, y) for x, y in zip(results, again, strict=True))
+
+
+@pytest.mark.parametrize("score", ["softmax", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [72, 200])
+def test_an_infinite_gradient_of_one_row_moves_what_it_saw(dim, dtype, score):
+    case = Case(
+        [70, 9], [0, 2], [[2, 1], []], None, 20, None, 2, 1, dim, dim, score=score, dtype=dtype
+    )
+    leaves = [x.contiguous().requires_grad_() for x in case.qkv()]
+    out = pylum.ops.attention(*leaves, case.offsets, case.mask(), **case.options)
+    dout = torch.randn_like(out)
+    clean = torch.autograd.grad(out, leaves, dout, retain_graph=True)
+    row, column = 40, dim - 3
+    dout[row, 1, column] = torch.inf
+    dq, dk, dv = torch.autograd.grad(out, leaves, dout)
+    own = torch.arange(len(dq)) == row
+    seen = (torch.arange(len(dq)) > row - 20) & (torch.arange(len(dq)) <= row)
+    assert torch.equal(dq[~own], clean[0][~own]) and torch.equal(dq[own, 0], clean[0][own, 0])
+    assert not dq[own, 1].isfinite().any()
+    assert torch.equal(dk[~seen], clean[1][~seen]) and not dk[seen].isfinite().any()
+    assert dv[seen, 0, column].isinf().all()
+    dv[seen, 0, column] = clean[2][seen, 0, column]
+    assert torch.equal(dv, clean[2])
 
 
 def test_rows_of_any_alignment():

@@ -178,8 +178,7 @@ class ForwardTile {
         rows.weigh(first);
     }
 
-    // Weighted values of the buffer. Zero times NaN is NaN: where a row may not see a value that is
-    // not finite, the value is added apart, to the rows that see it.
+    // Weighted values of the buffer.
     __device__ __forceinline__ void add(int first, int buffer) {
         T* values = tiles.kv[buffer];
         bool broken = false;
@@ -188,7 +187,7 @@ class ForwardTile {
                 __syncthreads_or(tile_is_broken<T, kBlockKeys * kDim, Shape::kThreads>(values));
         }
         if (broken) {
-            take_broken<T, kDim, Shape::kThreads>(values, tiles.broken_keys);
+            take_broken<T, kDim, kBlockKeys, Shape::kThreads>(values, tiles.broken_keys);
         }
         add_weighted<T, kDim, Rows::kKeys>(rows.sums, rows.weights, values);
         if (broken) {

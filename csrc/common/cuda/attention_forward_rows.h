@@ -88,45 +88,11 @@ class ForwardRows {
         }
     }
 
-    // Values of the block that are not finite, read from memory and added to the rows that see
-    // them; a bit of `broken_keys` for each such key. `line`: shared memory of the warp's own.
+    // Values of the block that take_broken() has taken.
     __device__ __forceinline__ void add_broken(const T* values, int64_t stride, int first,
                                                const unsigned* broken_keys, float (&line)[kDim]) {
-#pragma unroll 1
-        for (int key = 0; key < kBlockKeys; ++key) {
-            if (!(broken_keys[key / 32] >> key % 32 & 1u)) {
-                continue;
-            }
-            __syncwarp();  // the line before has been read
-#pragma unroll 1
-            for (int column = static_cast<int>(threadIdx.x) % 32; column < kDim; column += 32) {
-                const float x =
-                    element(values, stride * key, column, static_cast<int>(p.in.value_dim));
-                line[column] = finite(x) ? 0.0f : x;
-            }
-            __syncwarp();
-            float mine[2] = {0.0f, 0.0f};
-#pragma unroll
-            for (int n = 0; n < kKeys; ++n) {
-                // Values, never addresses, are chosen: else the fragments would live in memory.
-                const float x0 = weights[n][0], x1 = weights[n][1];
-                const float y0 = weights[n][2], y1 = weights[n][3];
-                mine[0] = key / 8 == n ? (key % 2 ? x1 : x0) : mine[0];
-                mine[1] = key / 8 == n ? (key % 2 ? y1 : y0) : mine[1];
-            }
-            const int lane = g() * 4 + key % 8 / 2;
-            mine[0] = __shfl_sync(~0u, mine[0], lane);
-            mine[1] = __shfl_sync(~0u, mine[1], lane);
-            const bool seen[2] = {sees_key(0, first + key), sees_key(1, first + key)};
-#pragma unroll
-            for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float x = line[8 * n + 2 * t() + i % 2];
-                    sums[n][i] += seen[i / 2] ? mine[i / 2] * x : 0.0f;
-                }
-            }
-        }
+        add_broken_rows(sums, weights, values, stride, p.in.value_dim, broken_keys, line,
+                        [&](int h, int key) { return sees_key(h, first + key); });
     }
 
     // To the output; history rows have no other part.

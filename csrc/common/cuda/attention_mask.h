@@ -109,10 +109,10 @@ struct Limits {
         return (most_end > first && least_begin < first + count) ||
                (first < context && most_end > 0);
     }
-    // Every row sees the whole block.
-    __device__ bool full(int first) const {
-        const int stop = first + kBlockKeys;
-        return stop <= context || (most_begin <= first && stop <= least_end);
+    // Every row sees all of [first, first + count).
+    __device__ bool full(int first, int count = kBlockKeys) const {
+        const int stop = first + count;
+        return (stop <= context && least_end > 0) || (most_begin <= first && stop <= least_end);
     }
 };
 

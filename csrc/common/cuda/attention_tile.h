@@ -200,22 +200,71 @@ __device__ __forceinline__ bool tile_is_broken(const T* tile) {
     return broken;
 }
 
-// Zeros instead of the values that are not finite; their keys are noted, a bit each.
-template <typename T, int kDim, int kThreads>
-__device__ __forceinline__ void take_broken(T* values, unsigned* broken_keys) {
+// Zero times NaN is NaN. Where a row may not see a row of a tile that is not finite, the tile's
+// elements that are not finite are taken out of the product and added to the rows that see them.
+//
+// Puts zeros in their place and notes their rows, a bit each.
+template <typename T, int kDim, int kRows, int kThreads>
+__device__ __forceinline__ void take_broken(T* tile, unsigned* broken) {
     if (threadIdx.x < 2) {
-        broken_keys[threadIdx.x] = 0;
+        broken[threadIdx.x] = 0;
     }
     __syncthreads();
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kBlockKeys * kDim; i += kThreads) {
-        if (!finite(to_float(values[i]))) {
-            values[i] = from_float<T>(0.0f);
-            const int key = i / kDim;
-            atomicOr(&broken_keys[key / 32], 1u << key % 32);
+    for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
+        if (!finite(to_float(tile[i]))) {
+            tile[i] = from_float<T>(0.0f);
+            const int row = i / kDim;
+            atomicOr(&broken[row / 32], 1u << row % 32);
         }
     }
     __syncthreads();
+}
+
+// Adds them, read from memory, where row r of the tile is from + stride * r. sees(h, r): whether it
+// is seen by the lane's row g + 8 h of out and weights. `line`: shared memory of the warp's own.
+template <typename T, int kDim, int kCount, typename Sees>
+__device__ __forceinline__ void add_broken_rows(float (&out)[kDim / 8][4],
+                                                const float (&weights)[kCount][4], const T* from,
+                                                int64_t stride, int64_t dim, const unsigned* broken,
+                                                float (&line)[kDim], const Sees& sees) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 1
+    for (int row = 0; row < 8 * kCount; ++row) {
+        if (!(broken[row / 32] >> row % 32 & 1u)) {
+            continue;
+        }
+        __syncwarp();  // the line before has been read
+#pragma unroll 1
+        for (int column = lane; column < kDim; column += 32) {
+            const float x = column >= dim ? 0.0f
+                            : from        ? to_float(from[stride * row + column])
+                                          : quiet_nan();
+            line[column] = finite(x) ? 0.0f : x;
+        }
+        __syncwarp();
+        float mine[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int n = 0; n < kCount; ++n) {
+            // Values, never addresses, are chosen: else the fragments would live in memory.
+            const float x0 = weights[n][0], x1 = weights[n][1];
+            const float y0 = weights[n][2], y1 = weights[n][3];
+            mine[0] = row / 8 == n ? (row % 2 ? x1 : x0) : mine[0];
+            mine[1] = row / 8 == n ? (row % 2 ? y1 : y0) : mine[1];
+        }
+        const int holder = lane / 4 * 4 + row % 8 / 2;
+        mine[0] = __shfl_sync(~0u, mine[0], holder);
+        mine[1] = __shfl_sync(~0u, mine[1], holder);
+        const bool seen[2] = {sees(0, row), sees(1, row)};
+#pragma unroll
+        for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float x = line[8 * n + 2 * (lane % 4) + i % 2];
+                out[n][i] += seen[i / 2] ? mine[i / 2] * x : 0.0f;
+            }
+        }
+    }
 }
 
 // Over the four lanes that share a row.
