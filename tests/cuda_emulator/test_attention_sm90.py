@@ -97,6 +97,9 @@ test_another_user_of_nan_moves_nothing = few(
 test_an_unseen_row_of_nan_moves_nothing = few(
     op.test_an_unseen_row_of_nan_moves_nothing, half_cases, randoms, examples=5
 )
+test_an_unseen_row_of_nan_moves_no_gradient = few(
+    op.test_an_unseen_row_of_nan_moves_no_gradient, half_cases, randoms, examples=5
+)
 test_history_appended_in_chunks_equals_the_whole = few(
     prefix_op.test_history_appended_in_chunks_equals_the_whole, half_cases, st.data(), examples=5
 )

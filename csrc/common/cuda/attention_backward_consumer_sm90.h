@@ -16,27 +16,23 @@ class BackwardConsumer {
     // no more.
     static constexpr bool kLate = kSilu && !kOfQueries && kDim == 128;
 
-    __device__ __forceinline__ BackwardConsumer(const AttentionGradients& params,
-                                                const TileRows& group_rows, int group_number,
+    __device__ __forceinline__ BackwardConsumer(const AttentionGradients& params, int group_number,
                                                 bool of_targets, int head_number, Tiles& shared)
-        : p(params),
-          in(params.inputs.in),
-          s(params.inputs.batch.sequences[group_rows.sequence]),
-          tile(group_rows),
-          group(group_number),
-          head(head_number),
-          first_row(s.first_row + group_rows.first + (of_targets ? s.history : 0)),
-          tiles(shared) {
-        start(kOfQueries && of_targets
-                  ? p.inputs.parts + ((s.first_target + tile.first) * in.heads + head) * in.head_dim
-                  : nullptr);
+        : p(params), in(params.inputs.in), group(group_number), head(head_number), tiles(shared) {
+        const float* part = nullptr;
+        if (kOfQueries && of_targets) {
+            const Sequence& s = p.inputs.batch.sequences[tiles.tile.sequence];
+            part =
+                p.inputs.parts + ((s.first_target + own().first) * in.heads + head) * in.head_dim;
+        }
+        start(part);
         if constexpr (kOfQueries) {
             take_queries();
         }
     }
 
     __device__ __forceinline__ void run() {
-        if (tile.rows > 0) {
+        if (own().rows > 0) {
             barrier_wait(&tiles.rows_full, 0);
         }
         for (Place at;; at.advance()) {
@@ -45,7 +41,7 @@ class BackwardConsumer {
             if (m.count == 0) {
                 break;
             }
-            if (takes(m)) {
+            if (m.met >> group & 1u) {
                 meet(m, tiles.meets[at.stage]);
             }
             __syncwarp();
@@ -62,6 +58,8 @@ class BackwardConsumer {
     }
 
   private:
+    // Read where it is needed: dk and dv of 128 columns leave no register for it.
+    __device__ __forceinline__ TileRows own() const { return rows_of_group(tiles.tile, group); }
     __device__ __forceinline__ static int g() { return static_cast<int>(threadIdx.x) % 32 / 4; }
     __device__ __forceinline__ static int t() { return static_cast<int>(threadIdx.x) % 4; }
     // Of the warpgroup's rows, for fragment elements 0 and 1, then 2 and 3.
@@ -69,16 +67,16 @@ class BackwardConsumer {
         return static_cast<int>(threadIdx.x) / 32 % 4 * 16 + g() + 8 * half;
     }
 
-    // Adds what the pairs with the rows of a stage give. The other warpgroup's products run while
-    // this one weighs, so that nothing is left under way from block to block: ptxas would take
-    // products that cross the loop's end one after the other.
+    // Adds what the pairs with the rows of a stage give; kApart: some of these rows are not finite.
+    // The other warpgroup's products run while this one weighs, so that nothing is left under way
+    // from block to block: ptxas would take products that cross the loop's end one after the other.
     __device__ __forceinline__ void meet(const Meeting& m, const T (&meets)[2][Tiles::kTile]) {
         group_fence();
         multiply_rows(scores, tiles.rows[group][0], meets[0]);
         if constexpr (!kLate) {
             multiply_rows(dweights, tiles.rows[group][1], meets[1]);
         }
-        const bool full = sees_all(m);
+        const bool full = m.full >> group & 1u;
         const uint32_t seen = full ? ~0u : pairs_seen(m);
         group_wait<kLate ? 0 : 1>();
         settle(scores);
@@ -92,8 +90,12 @@ class BackwardConsumer {
                 group_fence();
                 multiply_rows(dweights, tiles.rows[group][1], meets[1]);
             }
-            add(more_sums, left_weights, meets[1]);
-            group_wait<1>();
+            if (!full && m.broken) {
+                group_wait<0>();
+            } else {
+                add(more_sums, left_weights, meets[1]);
+                group_wait<1>();
+            }
         } else {
             group_wait<0>();
         }
@@ -102,7 +104,14 @@ class BackwardConsumer {
         if (!full) {
             keep(left_scores, seen);
         }
-        add(sums, left_scores, meets[0]);
+        if (!full && m.broken) {
+            if constexpr (!kOfQueries) {
+                add_apart(more_sums, left_weights, seen, meets[1]);
+            }
+            add_apart(sums, left_scores, seen, meets[0]);
+        } else {
+            add(sums, left_scores, meets[0]);
+        }
         group_wait<0>();
         settle(sums);
         if constexpr (!kOfQueries) {
@@ -111,12 +120,13 @@ class BackwardConsumer {
     }
 
     __device__ __forceinline__ void start(const float* part) {
+        const int rows = own().rows;
 #pragma unroll
         for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int row = row_of(i / 2), column = 8 * n + 2 * t() + i % 2;
-                sums[n][i] = part && row < tile.rows && column < in.head_dim
+                sums[n][i] = part && row < rows && column < in.head_dim
                                  ? part[row * in.heads * in.head_dim + column]
                                  : 0.0f;
                 if constexpr (!kOfQueries) {
@@ -128,37 +138,22 @@ class BackwardConsumer {
 
     __device__ __forceinline__ void take_queries() {
         const RowSpan* spans = tiles.spans + group * kGroupRows;
-        limits = tile_limits(spans, tile.rows, static_cast<int>(s.context));
+        const int64_t first_row = tiles.first_row + group * kGroupRows;
+        const int rows = own().rows;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int row = row_of(h);
             begin[h] = spans[row].begin;
             end[h] = spans[row].end;
-            const bool mine = row < tile.rows;
+            const bool mine = row < rows;
             level[h] = mine ? row_level<kSilu>(in, first_row + row, head) : 0.0f;
             delta[h] = mine && !kSilu ? p.delta[(first_row + row) * in.heads + head] : 0.0f;
         }
     }
 
-    // Some pair of the warpgroup's rows and the stage's is seen; all are.
-    __device__ __forceinline__ bool takes(const Meeting& m) const {
-        if constexpr (kOfQueries) {
-            return takes_block(limits, tile, m.first);
-        } else {
-            return tile.rows > 0 && m.limits.meet(static_cast<int>(tile.first), tile.rows);
-        }
-    }
-    __device__ __forceinline__ bool sees_all(const Meeting& m) const {
-        if constexpr (kOfQueries) {
-            return limits.least_end > 0 && limits.full(m.first);
-        } else {
-            return m.count == kBlockKeys && m.limits.least_end > 0 &&
-                   m.limits.full(static_cast<int>(tile.first));
-        }
-    }
     // A bit for each element of the scores' fragments.
     __device__ __forceinline__ uint32_t pairs_seen(const Meeting& m) const {
-        const int context = static_cast<int>(s.context);
+        const int context = tiles.context, first = static_cast<int>(own().first);
         uint32_t bits = 0;
 #pragma unroll
         for (int n = 0; n < kPairs; ++n) {
@@ -169,8 +164,7 @@ class BackwardConsumer {
                 if constexpr (kOfQueries) {
                     seen = sees(begin[h], end[h], context, m.first + column);
                 } else {
-                    seen = sees(m.begin[column], m.end[column], context,
-                                static_cast<int>(tile.first) + row_of(h));
+                    seen = sees(m.begin[column], m.end[column], context, first + row_of(h));
                 }
                 bits |= (seen ? 1u : 0u) << (4 * n + i);
             }
@@ -217,6 +211,85 @@ class BackwardConsumer {
             multiply_group<T, true>(to, left[k], b + k * 16 * kPart * sizeof(T) / 16);
         }
         group_commit();
+    }
+
+    // As add(), for rows that are not all finite: 16 at a time without what is not, which is added
+    // to the sums of those that see it. The same products in the same order.
+    __device__ __forceinline__ void add_apart(float (&to)[kColumns][4],
+                                              const uint32_t (&left)[kDepths][4], uint32_t seen,
+                                              const T* rows) {
+        const int thread = static_cast<int>(threadIdx.x), number = kProducers + 1 + group;
+        T* spare = tiles.spare[group];
+#pragma unroll 1
+        for (int k = 0; k < kDepths; ++k) {
+            copy_finite(spare, rows, k, thread % kGroup);
+            fence_proxies();
+            named_barrier(number, kGroup);
+            // Values, never addresses, are chosen: else the fragments would live in memory.
+            uint32_t part[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t a = left[0][i], b = left[1][i], c = left[2][i], d = left[3][i];
+                part[i] = k < 2 ? (k == 0 ? a : b) : (k == 2 ? c : d);
+            }
+            group_fence();
+            multiply_group<T, true>(to, part, matrix_of(spare, 1024, 16 * kPart * sizeof(T)));
+            group_commit();
+            group_wait<0>();
+            settle(to);
+            add_broken(to, part, seen >> 8 * k, rows, 16 * k, thread % 32);
+            named_barrier(number, kGroup);  // the products have been made
+        }
+    }
+
+    // Rows 16 k to 16 k + 15 of a tile, zeros for what is not finite.
+    __device__ __forceinline__ static void copy_finite(T* to, const T* rows, int k, int thread) {
+        constexpr int kPacks = 16 * kPart / kPack<T>;
+#pragma unroll 1
+        for (int i = thread; i < kDim / kPart * kPacks; i += kGroup) {
+            const int at = i / kPacks * kBlockKeys * kPart + k * 16 * kPart + i % kPacks * kPack<T>;
+            auto pack = load_pack<kPack<T>>(rows + at);
+#pragma unroll
+            for (int e = 0; e < kPack<T>; ++e) {
+                if (!finite(to_float(pack.at[e]))) {
+                    pack.at[e] = from_float<T>(0.0f);
+                }
+            }
+            store_pack<kPack<T>>(to + i * kPack<T>, pack);
+        }
+    }
+
+    // What is not finite of 16 rows, to the sums of the rows that see it.
+    __device__ __forceinline__ static void add_broken(float (&to)[kColumns][4],
+                                                      const uint32_t (&left)[4], uint32_t seen,
+                                                      const T* rows, int first, int lane) {
+#pragma unroll 1
+        for (int row = 0; row < 16; ++row) {
+            const int from = lane / 4 * 4 + row % 8 / 2;
+            const uint32_t theirs = __shfl_sync(~0u, seen, from) >> (row / 8 * 4 + row % 2);
+            float factor[2];
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const uint32_t low = left[h], high = left[2 + h];
+                const uint32_t word = __shfl_sync(~0u, row < 8 ? low : high, from);
+                Pack<T, 2> pair;
+                memcpy(&pair, &word, sizeof pair);
+                const float even = to_float(pair.at[0]), odd = to_float(pair.at[1]);
+                factor[h] = row % 2 ? odd : even;
+            }
+#pragma unroll
+            for (int n = 0; n < kColumns; ++n) {
+                __syncwarp();  // one load after the other: else all are held at once
+                const auto pair =
+                    load_pack<2>(rows + place_of<kDim>(first + row, 8 * n + lane % 4 * 2));
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float x = to_float(pair.at[i % 2]);
+                    const bool adds = !finite(x) && (theirs >> (i / 2 * 2) & 1u);
+                    to[n][i] = adds ? to[n][i] + factor[i / 2] * x : to[n][i];
+                }
+            }
+        }
     }
 
     __device__ __forceinline__ static void put(uint32_t (&left)[kDepths][4], int n,
@@ -284,10 +357,11 @@ class BackwardConsumer {
                                           int64_t heads, int64_t dim) const {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            if (row_of(h) >= tile.rows) {
+            if (row_of(h) >= own().rows) {
                 continue;
             }
-            T* out = static_cast<T*>(to) + ((first_row + row_of(h)) * heads + head) * dim;
+            const int64_t row = tiles.first_row + group * kGroupRows + row_of(h);
+            T* out = static_cast<T*>(to) + (row * heads + head) * dim;
 #pragma unroll
             for (int n = 0; n < kColumns; ++n) {
                 const int column = 8 * n + 2 * t();
@@ -308,10 +382,7 @@ class BackwardConsumer {
 
     const AttentionGradients& p;
     const AttentionInputs& in;
-    const Sequence& s;
-    const TileRows tile;
     const int group, head;
-    const int64_t first_row;
     Tiles& tiles;
     float sums[kColumns][4];                        // dq or dk
     float more_sums[kOfQueries ? 1 : kColumns][4];  // dv
@@ -319,7 +390,6 @@ class BackwardConsumer {
     // Of the lane's two queries.
     int begin[2], end[2];
     float level[2], delta[2];
-    Limits limits;
 };
 
 }  // namespace pylum::cuda::sm90

@@ -1,5 +1,5 @@
-// The shared memory of attention_backward_sm90.cu, and the warp that fills it: the tile's own rows
-// first, then, stage by stage, the blocks of 64 rows that they meet.
+// The shared memory of attention_backward_sm90.cu, and the warpgroup that fills it: the tile's own
+// rows first, then, stage by stage, the blocks of 64 rows that they meet.
 #pragma once
 
 #include "common/cuda/attention_producer_sm90.h"
@@ -11,9 +11,12 @@ struct Meeting {
     // Of queries only.
     alignas(8) float level[kBlockKeys], delta[kBlockKeys];
     int begin[kBlockKeys], end[kBlockKeys];
-    Limits limits;
     int first;  // position of the first key
     int count;  // 0: no more come
+    // A bit for each warpgroup: some of its pairs with these rows are seen; all are.
+    unsigned met, full;
+    // Some of the rows are not finite, and not all of a warpgroup's pairs are seen: 0 * NaN is NaN.
+    unsigned broken;
 };
 
 template <typename T, int kDim>
@@ -22,12 +25,16 @@ struct BackwardTiles {
     // Of each warpgroup: q and dout, or k and v; then what they meet, the other two.
     alignas(1024) T rows[kGroups][2][kTile];
     T meets[kStages][2][kTile];
+    T spare[kGroups][16 * kDim];  // 16 rows of a stage without what is not finite
     // The rows are there; of each stage: it is there, all warps are done with it. `landed`: rows
     // that the producer completes first.
     uint64_t rows_full, full[kStages], empty[kStages], landed;
     Meeting meetings[kStages];
+    TileRows tile;
+    int64_t first_row;                    // of the tile, in the batch
+    int context;                          // of its sequence
     RowSpan spans[kGroups * kGroupRows];  // of the tile's queries
-    Limits limits;
+    Limits limits[kGroups + 1];           // of each group's queries, then of all
 };
 
 struct BackwardSources {
@@ -58,17 +65,24 @@ class BackwardProducer {
           tiles(shared) {}
 
     // Queries of a head and the keys they see.
-    __device__ __forceinline__ void run_queries(bool targets, int head) {
+    __device__ __forceinline__ void run_queries(int head) {
         const int kv_head = head / static_cast<int>(in.heads / in.kv_heads);
-        load_rows<true>(s.first_row + tile.first + (targets ? s.history : 0), head);
-        const Limits& limits = tiles.limits;
+        load_rows<true>(tiles.first_row, head);
+        const Limits& limits = tiles.limits[kGroups];
         for (int first = limits.next(0); first < limits.keys();
              first = limits.next(first + kBlockKeys)) {
             const int count = min(kBlockKeys, limits.keys() - first);
+            unsigned met = 0, full = 0;
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g) {
+                const Limits& half = tiles.limits[g];
+                met |= takes_block(half, rows_of_group(tile, g), first) ? 1u << g : 0u;
+                full |= half.least_end > 0 && half.full(first) ? 1u << g : 0u;
+            }
             claim();
             load<false>(s.first_row + first, kv_head, count, tiles.meets[at.stage],
-                        &tiles.full[at.stage]);
-            announce(first, count);
+                        &tiles.full[at.stage], met & ~full ? Rows::kPartlySeen : Rows::kDepth);
+            announce(first, count, met, full);
         }
         finish();
     }
@@ -76,7 +90,7 @@ class BackwardProducer {
     // Keys of a head and the queries that see them, head after head of those that read it.
     __device__ __forceinline__ void run_keys(int kv_head) {
         const int group = static_cast<int>(in.heads / in.kv_heads);
-        load_rows<false>(s.first_row + tile.first, kv_head);
+        load_rows<false>(tiles.first_row, kv_head);
         // Rows before a key see it as context only.
         const int64_t begin = tile.first >= s.context ? tile.first / kBlockKeys * kBlockKeys : 0;
         for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
@@ -91,18 +105,34 @@ class BackwardProducer {
     }
 
   private:
-    __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x); }
+    // What becomes of a tile's rows: those that are a product's depth are zeros past the last, and
+    // are looked through where a row of the block does not see them all.
+    enum class Rows { kOwn, kDepth, kPartlySeen };
 
-    // The next stage is the producer's.
-    __device__ __forceinline__ void claim() { barrier_wait(&tiles.empty[at.stage], at.parity ^ 1); }
+    __device__ __forceinline__ static int thread() { return static_cast<int>(threadIdx.x); }
+    // The first warp waits for stages and says what stands in them; the others only help to copy
+    // and to look through.
+    __device__ __forceinline__ static bool leads() { return thread() < 32; }
+
+    // The next stage is the producers'.
+    __device__ __forceinline__ void claim() {
+        if (leads()) {
+            barrier_wait(&tiles.empty[at.stage], at.parity ^ 1);
+        }
+        if (thread() == 0) {
+            tiles.meetings[at.stage].broken = 0;
+        }
+    }
 
     // All lanes have written what the stage says of its rows.
-    __device__ __forceinline__ void announce(int first, int count) {
+    __device__ __forceinline__ void announce(int first, int count, unsigned met, unsigned full) {
         Meeting& m = tiles.meetings[at.stage];
         __syncwarp();
-        if (lane() == 0) {
+        if (thread() == 0) {
             m.first = first;
             m.count = count;
+            m.met = met;
+            m.full = full;
             barrier_arrive(&tiles.full[at.stage]);
         }
         at.advance();
@@ -110,10 +140,10 @@ class BackwardProducer {
 
     __device__ __forceinline__ void finish() {
         claim();
-        if (lane() == 0) {
+        if (thread() == 0) {
             barrier_arrive(&tiles.full[at.stage]);
         }
-        announce(0, 0);
+        announce(0, 0, 0, 0);
     }
 
     template <bool kQueries>
@@ -124,7 +154,7 @@ class BackwardProducer {
             if (rows > 0) {
                 // What stands past the rows is multiplied, but not stored.
                 load<kQueries>(first_row + group * kGroupRows, head, rows, tiles.rows[group],
-                               &tiles.rows_full, false);
+                               &tiles.rows_full, Rows::kOwn);
             }
         }
     }
@@ -137,7 +167,7 @@ class BackwardProducer {
         Limits limits = no_limits(static_cast<int>(s.context));
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int r = lane() + 32 * h;
+            const int r = thread() % 32 + 32 * h;
             if (r < count) {
                 const RowSpan span = targets
                                          ? target_row_span(p.inputs.batch, in.batch, s, first + r)
@@ -151,39 +181,49 @@ class BackwardProducer {
         if (!limits.meet(static_cast<int>(tile.first), tile.rows)) {
             return;
         }
+        unsigned met = 0, full = 0;
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) {
+            const TileRows keys = rows_of_group(tile, g);
+            const int key = static_cast<int>(keys.first);
+            const bool all = count == kBlockKeys && limits.least_end > 0 && limits.full(key);
+            met |= keys.rows > 0 && limits.meet(key, keys.rows) ? 1u << g : 0u;
+            full |= all ? 1u << g : 0u;
+        }
         claim();
         Meeting& m = tiles.meetings[at.stage];
+        if (leads()) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            m.begin[lane() + 32 * h] = begin[h];
-            m.end[lane() + 32 * h] = end[h];
+            for (int h = 0; h < 2; ++h) {
+                m.begin[thread() + 32 * h] = begin[h];
+                m.end[thread() + 32 * h] = end[h];
+            }
         }
-        if (lane() == 0) {
-            m.limits = limits;
-        }
-        load<true>(first_row, head, count, tiles.meets[at.stage], &tiles.full[at.stage]);
+        load<true>(first_row, head, count, tiles.meets[at.stage], &tiles.full[at.stage],
+                   met & ~full ? Rows::kPartlySeen : Rows::kDepth);
+        if (leads()) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int r = lane() + 32 * h;
-            const bool mine = r < count;
-            m.level[r] = mine ? row_level<kSilu>(in, first_row + r, head) : 0.0f;
-            m.delta[r] = mine && !kSilu ? p.delta[(first_row + r) * in.heads + head] : 0.0f;
+            for (int h = 0; h < 2; ++h) {
+                const int r = thread() + 32 * h;
+                const bool mine = r < count;
+                m.level[r] = mine ? row_level<kSilu>(in, first_row + r, head) : 0.0f;
+                m.delta[r] = mine && !kSilu ? p.delta[(first_row + r) * in.heads + head] : 0.0f;
+            }
         }
-        announce(0, count);
+        announce(0, count, met, full);
     }
 
-    // Rows of q and dout, or of k and v, to two tiles; arrives at the barrier once. Past `count`
-    // they hold zeros where `zeros` is set, for rows that are the depth of a product: 0 * NaN is
-    // NaN.
+    // Rows of q and dout, or of k and v, to two tiles; arrives at the barrier once.
     template <bool kQueries>
     __device__ __forceinline__ void load(int64_t first_row, int head, int count,
-                                         T (&to)[2][Tiles::kTile], uint64_t* barrier,
-                                         bool zeros = true) {
+                                         T (&to)[2][Tiles::kTile], uint64_t* barrier, Rows what) {
         const Source& first = kQueries ? sources.q : sources.k;
         const Source& second = kQueries ? sources.dout : sources.v;
-        const bool direct = first.wide && second.wide && (!zeros || count == kBlockKeys);
+        const bool zeros = what != Rows::kOwn;
+        const bool direct = first.wide && second.wide && what != Rows::kPartlySeen &&
+                            (!zeros || count == kBlockKeys);
         const int copies = first.wide + second.wide;
-        if (lane() == 0 && copies > 0) {
+        if (thread() == 0 && copies > 0) {
             uint64_t* lands = direct ? barrier : &tiles.landed;
             barrier_expect(lands, copies * Tiles::kTile * sizeof(T));
             copy(first, static_cast<int>(first_row), head, to[0], lands);
@@ -195,15 +235,25 @@ class BackwardProducer {
         if (copies > 0) {
             barrier_wait(&tiles.landed, landed);
             landed ^= 1;
+        } else {
+            named_barrier(kProducers, kGroup);  // the tiles are free
         }
         // Their parameters are read here, where few registers hold anything else.
         complete(first.wide, kQueries ? in.q : in.k, first_row, kQueries ? in.q_row : in.k_row,
                  head, kQueries ? in.q_head : in.k_head, in.head_dim, count, zeros, to[0]);
         complete(second.wide, kQueries ? p.dout : in.v, first_row, kQueries ? p.dout_row : in.v_row,
                  head, kQueries ? p.dout_head : in.v_head, in.value_dim, count, zeros, to[1]);
+        if (what == Rows::kPartlySeen) {
+            named_barrier(kProducers, kGroup);
+            // Of dq the keys alone are the depth of a product.
+            if (holds_broken<T, kDim, kGroup>(to[0]) ||
+                (kQueries && holds_broken<T, kDim, kGroup>(to[1]))) {
+                atomicOr(&tiles.meetings[at.stage].broken, 1u);
+            }
+        }
         fence_proxies();
-        __syncwarp();
-        if (lane() == 0) {
+        named_barrier(kProducers, kGroup);
+        if (thread() == 0) {
             barrier_arrive(barrier);
         }
     }
@@ -224,9 +274,9 @@ class BackwardProducer {
                                                     int64_t row, int head, int64_t by_head,
                                                     int64_t dim, int count, bool zeros, T* to) {
         if (!wide) {
-            copy_elements<T, kDim, 32>(to,
-                                       static_cast<const T*>(at) + first_row * row + head * by_head,
-                                       row, count, static_cast<int>(dim));
+            copy_elements<T, kDim, kGroup>(
+                to, static_cast<const T*>(at) + first_row * row + head * by_head, row, count,
+                static_cast<int>(dim));
         } else if (zeros) {
             clear_rows(to, count);
         }
@@ -243,7 +293,7 @@ class BackwardProducer {
 #pragma unroll
         for (int part = 0; part < kDim / kPart; ++part) {
 #pragma unroll 1
-            for (int i = first * kChunks + lane(); i < kBlockKeys * kChunks; i += 32) {
+            for (int i = first * kChunks + thread(); i < kBlockKeys * kChunks; i += kGroup) {
                 store_pack<kPack<T>>(to + part * kBlockKeys * kPart + i * kPack<T>, none);
             }
         }

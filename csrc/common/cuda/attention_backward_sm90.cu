@@ -1,6 +1,6 @@
 // Gradients of attention on sm_90a, heads of up to 128: a block per tile of 128 rows, two
-// warpgroups multiply for 64 rows each, one warp brings what they meet by the copy engine, up to
-// four blocks of 64 ahead. For dq the rows are queries and meet the keys they see; for dk and dv
+// warpgroups multiply for 64 rows each, one brings what they meet by the copy engine, up to four
+// blocks of 64 ahead. For dq the rows are queries and meet the keys they see; for dk and dv
 // they are keys and meet the queries that see them.
 //
 // A sum belongs to one block, so its order is fixed. The two passes repeat the scores and dout * v:
@@ -53,16 +53,22 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                       : history_row_span(in.batch, s, at);
         }
         __syncthreads();
-        if (thread < 32) {
-            const Limits limits = tile_limits(tiles.spans, tile.rows, static_cast<int>(s.context));
-            if (thread == 0) {
-                tiles.limits = limits;
+        if (thread / 32 <= kGroups) {
+            const int warp = thread / 32;
+            const int rows = warp < kGroups ? rows_of_group(tile, warp).rows : tile.rows;
+            const Limits limits = tile_limits(tiles.spans + warp % kGroups * kGroupRows, rows,
+                                              static_cast<int>(s.context));
+            if (thread % 32 == 0) {
+                tiles.limits[warp] = limits;
             }
         }
     } else {
         tile = mirrored(tile, s);
     }
     if (thread == 0) {
+        tiles.tile = tile;
+        tiles.context = static_cast<int>(s.context);
+        tiles.first_row = s.first_row + tile.first + (kOfQueries && targets ? s.history : 0);
         for (int i = 0; i < kStages; ++i) {
             barrier_init(&tiles.full[i], 2);
             barrier_init(&tiles.empty[i], 4 * kGroups);
@@ -74,20 +80,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     if (thread < kGroup) {
         fewer_registers<40>();
-        if (thread < 32) {
-            BackwardProducer<T, kDim, kSilu> producer(p, sources, tile, tiles);
-            if constexpr (kOfQueries) {
-                producer.run_queries(targets, head);
-            } else {
-                producer.run_keys(head);
-            }
+        BackwardProducer<T, kDim, kSilu> producer(p, sources, tile, tiles);
+        if constexpr (kOfQueries) {
+            producer.run_queries(head);
+        } else {
+            producer.run_keys(head);
         }
     } else {
         more_registers<232>();
         const int group = thread / kGroup - 1;
-        BackwardConsumer<T, kDim, kSilu, kOfQueries>(p, rows_of_group(tile, group), group, targets,
-                                                     head, tiles)
-            .run();
+        BackwardConsumer<T, kDim, kSilu, kOfQueries>(p, group, targets, head, tiles).run();
     }
 #endif
 }

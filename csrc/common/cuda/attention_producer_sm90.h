@@ -2,6 +2,8 @@
 // between them: see attention_forward_sm90.cu.
 #pragma once
 
+#include <type_traits>
+
 #include "common/cuda/attention_forward_rows.h"
 #include "common/cuda/ptx_hopper.h"
 
@@ -84,6 +86,27 @@ __device__ __forceinline__ void copy_elements(T* to, const T* from, int64_t stri
         }
         to[place_of<kDim>(row, column)] = x;
     }
+}
+
+// Whether the thread's share of a tile holds an element that is not finite: its exponent has all
+// bits set, and one more carries into the sign.
+template <typename T, int kDim, int kThreads>
+__device__ __forceinline__ bool holds_broken(const T* tile) {
+    constexpr bool kHalf = std::is_same<T, __half>::value;
+    constexpr uint32_t kExponents = kHalf ? 0x7c007c00u : 0x7f807f80u;
+    constexpr uint32_t kLeast = kHalf ? 0x04000400u : 0x00800080u;
+    uint32_t found = 0;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < kBlockKeys * kDim / kPack<T>; i += kThreads) {
+        const auto pack = load_pack<kPack<T>>(tile + i * kPack<T>);
+        uint32_t pairs[kPack<T> / 2];
+        memcpy(pairs, &pack, sizeof pairs);
+#pragma unroll
+        for (int e = 0; e < kPack<T> / 2; ++e) {
+            found |= (pairs[e] & kExponents) + kLeast;
+        }
+    }
+    return (found & 0x80008000u) != 0;
 }
 
 template <typename T, int kDim>
