@@ -78,7 +78,7 @@ class ItemIndex:
         rows = torch.from_numpy(self._vocab.grow(ids, "new")) - 1
         grown = self.vectors.new_empty(len(self), self.vectors.shape[1])
         grown[: len(self.vectors)] = self.vectors
-        grown[moved(rows, grown.device)] = vectors
+        grown[moved(rows, grown.device)] = vectors.to(grown)
         self.vectors = grown
 
     def topk(

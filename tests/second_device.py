@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -61,6 +63,9 @@ class SecondDevice(TorchFunctionMode):
         kwargs.pop("pin_memory", None)
         if name in ("to", "cpu", "cuda", "pin_memory") and isinstance(args[0], torch.Tensor):
             return self._move(name, args, kwargs)
+        if name == "__deepcopy__":
+            # What it has copied so far may be anywhere.
+            return _mark(func(*args, **kwargs)) if _is_second(args[0]) else func(*args, **kwargs)
         given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
         second = [x for x in given if _is_second(x)]
         if second:
@@ -72,7 +77,8 @@ class SecondDevice(TorchFunctionMode):
             kwargs["device"] = "cpu"
         out = func(*args, **kwargs)
         if func == torch.Tensor.data.__set__ and second:
-            args[0]._second = True
+            args[0]._second = _is_second(args[1])
+            return out
         return tree_map(_mark, out) if there else out
 
     def _move(self, name: str, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -117,6 +123,31 @@ class SecondDevice(TorchFunctionMode):
             waits = len(args) == 1
         if waits:
             self.waits[name] += 1
+
+
+@contextmanager
+def trainable() -> Iterator[None]:
+    """What training asks of CUDA itself, answered by the host: a generator of random numbers, and
+    autocast."""
+    calls = {
+        "is_available": lambda: True,
+        "is_bf16_supported": lambda *_: True,
+        "get_rng_state": lambda *_: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_: torch.set_rng_state(state),
+        "current_device": lambda: 0,
+    }
+    with (
+        mock.patch.multiple(torch.cuda, **calls),
+        mock.patch.object(torch, "autocast", partial(_autocast, torch.autocast)),
+    ):
+        yield
+
+
+@contextmanager
+def _autocast(real: Any, kind: str, dtype: torch.dtype) -> Iterator[None]:
+    # Tensors that stand for the device's are dispatched as the host's.
+    with real(kind, dtype), real("cpu", dtype):
+        yield
 
 
 class _Stream:

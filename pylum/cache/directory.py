@@ -27,7 +27,9 @@ class Slot:
     Args:
         row: of the batch.
         entry: emptied; :meth:`complete` fills it once the pages hold what it says.
-        digests: of the history's window, a page each.
+        history: whole, as it was passed.
+        start: which of it is the first of the window.
+        digests: of the window, a page each.
         length: behaviours of the window.
         reused: leading behaviours of it whose keys and values are there already.
         approximate: whether some of those saw behaviours that are no longer in the window.
@@ -35,6 +37,8 @@ class Slot:
 
     row: int
     entry: Entry
+    history: Events
+    start: int
     digests: list[bytes]
     length: int
     reused: int
@@ -42,8 +46,34 @@ class Slot:
 
     def complete(self) -> None:
         """Say that the pages hold the window."""
-        self.entry.behaviours, self.entry.digests = self.length, self.digests
-        self.entry.approximate = self.approximate
+        entry = self.entry
+        entry.history, entry.start = self.history, self.start
+        entry.behaviours, entry.digests = self.length, self.digests
+        entry.approximate = self.approximate
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What the users of a batch reuse.
+
+    Args:
+        slots: of the users with pages.
+        lent: ``[L]`` int64 rows of those without: there is no room for them, or they stand in the
+            batch twice.
+        without: entries of known users without room, and the histories they have from now on; their
+            pages hold leading behaviours of those.
+    """
+
+    slots: list[Slot]
+    lent: torch.Tensor
+    without: list[tuple[Entry, Events]]
+
+    def complete(self) -> None:
+        """The batch has been answered: pages and histories are those that were passed."""
+        for slot in self.slots:
+            slot.complete()
+        for entry, history in self.without:
+            entry.history = history
 
 
 class Directory:
@@ -73,33 +103,33 @@ class Directory:
                 self.host.give(entry.rows)
                 entry.pages, entry.rows = [], []
 
-    def admit(
-        self, users: Sequence[Hashable], whole: Events, events: Events
-    ) -> tuple[list[Slot], torch.Tensor]:
+    def admit(self, users: Sequence[Hashable], whole: Events, events: Events) -> Admitted:
         """Find or make room for each user on the device, and see what can be reused.
 
         Entries are emptied here and completed after the pass, so that an interrupted pass leaves
-        none that promises more than its pages hold.
+        none that promises more than its pages hold, and histories as they were before it.
 
         Args:
             whole: histories of ``users``.
             events: the same, cut to the model's window.
-
-        Returns:
-            what the users with pages reuse, and the rows of those without: there is no room for
-            them, or they stand in the batch twice.
         """
         data, bounds = event_bytes(events), events.offsets.tolist()
         starts = window_starts(self.model.config, whole.lengths).tolist()
         self._asked = set(users)
         slots: dict[Hashable, Slot] = {}
-        lent = []
+        lent, without = [], []
         with self._moving() as moves:
             for b, user in enumerate(users):
-                slot = None
+                slot, own = None, single(whole, b)
                 if user not in slots:
                     history = data[bounds[b] : bounds[b + 1]]
-                    slot = self._slot(user, b, history, single(whole, b), starts[b], moves)
+                    slot = self._slot(user, b, history, own, starts[b], moves)
+                    known = self.entries.get(user)
+                    if slot is None and known is not None:
+                        if self._grew(known, history, starts[b]):
+                            without.append((known, own))
+                        else:
+                            self.drop([user])
                 if slot is None:
                     lent.append(b)
                 else:
@@ -120,7 +150,7 @@ class Directory:
         self.counts["hits"] += sum(slot.reused > 0 for slot in slots.values())
         self.counts["misses"] += sum(slot.reused == 0 for slot in slots.values())
         self.counts["bypassed"] += len(lent)
-        return list(slots.values()), torch.tensor(lent, dtype=torch.int64)
+        return Admitted(list(slots.values()), torch.tensor(lent, dtype=torch.int64), without)
 
     def prefetch(self, users: Iterable[Hashable]) -> None:
         """Bring users back to the device, as far as those of the last call leave room."""
@@ -159,7 +189,6 @@ class Directory:
         if not self._room(need, self._asked, moves):
             return None
         approximate = same > 0 and (entry.approximate or shift > 0)
-        entry.history, entry.start = whole, start
         entry.behaviours, entry.digests = 0, []
         self.entries[user] = entry
         self.entries.move_to_end(user)
@@ -170,7 +199,12 @@ class Directory:
             entry.pages += taken
         if shift:
             moves.slides.append((entry, same, shift))
-        return Slot(row, entry, digests, len(history), same, approximate)
+        return Slot(row, entry, whole, start, digests, len(history), same, approximate)
+
+    def _grew(self, entry: Entry, history: Bytes, start: int) -> bool:
+        """Whether a history goes on from all that an entry holds."""
+        same = matching(history, page_digests(history), entry.digests, entry.behaviours)
+        return same == entry.behaviours and start == entry.start
 
     def _same(
         self, entry: Entry, history: Bytes, digests: list[bytes], whole: Events, start: int

@@ -205,8 +205,8 @@ class UserCache:
             on_unknown: as for :func:`pylum.generate`.
 
         Returns:
-            The users it does not hold, never seen or gone. Nothing is stored for them: their next
-            call passes the whole history.
+            The users it does not hold, never seen or gone, also for want of room now. Nothing is
+            stored for them: their next call passes the whole history.
         """
         users = list(users)
         if len(set(users)) != len(users):
@@ -228,8 +228,7 @@ class UserCache:
             with asking(self.model):
                 events = windows(self.model.config, both)
                 self.answer(self.model, known, both, events, nothing)
-        found = set(known)
-        return [user for user in users if user not in found]
+            return [user for user in users if user not in self._entries]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder that :meth:`load` reads.
@@ -310,7 +309,8 @@ class UserCache:
     def _answer(
         self, users: Sequence[Hashable], whole: Events, events: Events, questions: Asking
     ) -> tuple[torch.Tensor, dict[str, int]]:
-        slots, lent = self._directory.admit(users, whole, events)
+        admitted = self._directory.admit(users, whole, events)
+        slots, lent = admitted.slots, admitted.lent
         if not len(lent):
             out = self._run(slots, events, questions)
         else:
@@ -321,6 +321,7 @@ class UserCache:
             out[moved(lines, out.device)] = kept
             asked, lines = questions.users(lent)
             out[moved(lines, out.device)] = answer(self.model, events.users(lent), asked)
+        admitted.complete()
         reused = self._pool.tokens(sum(slot.reused for slot in slots))
         computed = self._pool.tokens(events.total) - reused + len(questions)
         if isinstance(questions, Candidates):
@@ -338,11 +339,17 @@ class UserCache:
         return out, work
 
     def _check(self, model: UserModel) -> None:
-        """Empty the cache where weights changed; refuse another model or device."""
+        """Empty the cache where weights changed; refuse another model, device or dtype."""
         if model.device != self._pool.device:
             raise ValueError(
                 f"cache must be on the device of its model, {model.device}, got one on "
                 f"{self._pool.device}: make a new one"
+            )
+        dtype = model.item_encoder.ids.dtype
+        if dtype != self._pool.dtype:
+            raise ValueError(
+                f"cache must be of the dtype of its model, {dtype}, got one of {self._pool.dtype}: "
+                "make a new one"
             )
         fingerprint = model.fingerprint()
         if model is not self.model and fingerprint != self.fingerprint:
@@ -368,8 +375,6 @@ class UserCache:
             answers = self._warm.answer(tables, events, questions)
         if answers is None:
             answers = answer(self.model, events, questions, reused, prefixes)
-        for slot in slots:
-            slot.complete()
         return answers
 
 

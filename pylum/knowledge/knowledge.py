@@ -108,7 +108,7 @@ class Knowledge:
         rows = torch.from_numpy(vocab.grow(ids, "new")) - 1
         grown = self.item_vectors.new_empty(len(vocab) - 1, self.item_vectors.shape[1])
         grown[: len(self.items)] = self.item_vectors
-        grown[rows] = vectors.to(grown.dtype)
+        grown[rows] = vectors.to(grown)
         return replace(self, items=vocab.ids.to_pylist(), item_vectors=grown)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -12,6 +12,7 @@ from pylum.data.schema import Schema
 from pylum.data.vocabs import Vocabs
 from pylum.model.hstu_config import Task
 from pylum.ops._library import TORCH_PATHS
+from pylum.transfer import moved
 
 TORCH_PATHS[__name__] = "heads of HSTU's ranking tasks"
 
@@ -59,7 +60,7 @@ class TaskHead(nn.Linear):
 
     def labels(self, events: Events) -> torch.Tensor:
         """``[N, tasks]`` float32 of what was chosen: 1 for yes, 0 for no, or the number; NaN where
-        it is unknown."""
+        it is unknown. Beside the events, wherever the head is."""
         columns = []
         for i, task in enumerate(self.asked):
             if task.of_choice:
@@ -67,7 +68,8 @@ class TaskHead(nn.Linear):
                 continue
             column = events.outcomes[task.field]
             if task.binary:
-                column = torch.where(column > OOV_ROW, getattr(self, f"yes_{i}")[column], torch.nan)
+                yes = moved(getattr(self, f"yes_{i}"), column.device)
+                column = torch.where(column > OOV_ROW, yes[column], torch.nan)
             columns.append(column.float())
         return torch.stack(columns, 1)
 

@@ -95,7 +95,7 @@ def pretrain(
         precision: ``"float32"``, ``"bfloat16"`` (autocast, float32 weights), or ``"auto"``:
             bfloat16 on a GPU.
         init: a model to continue from; its vocabularies stay, its record is joined.
-        resume: a checkpoint of a run with the same arguments and data.
+        resume: a checkpoint of a run with the same arguments and data, on such a device.
         checkpoint: file written every ``checkpoint_seconds``, after each epoch, and when
             interrupted (Ctrl-C).
         progress: show a progress bar.
@@ -174,6 +174,7 @@ def pretrain(
             )
         run = Run(model, recipe, objective, train.events, validation, autocast, tokens)
         run.identity = _identity(cfg, train, valid, recipe, negatives, precision, valid_time)
+        run.identity["device"] = target.type
         if resume is not None:
             run.restore(resume)
         with Reporter(progress, tensorboard, on_epoch) as reporter:

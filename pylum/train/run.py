@@ -17,6 +17,7 @@ from pylum.data.events import Events
 from pylum.model.base import UserModel
 from pylum.model.hstu_config import HSTUConfig
 from pylum.train import checkpoint
+from pylum.train.interrupts import deferred
 from pylum.train.objective import Objective
 from pylum.train.packing import gather, plan_epoch
 from pylum.train.progress import Reporter
@@ -128,9 +129,31 @@ class Run:
         )
 
     def _step(self, plan: list[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        """One update; returns the behaviours it read."""
-        rng = _rng(self.device)
+        """One update, done whole or not at all; returns the behaviours it read."""
+        rng, steps = _rng(self.device), self.steps
         part = plan[self.batch : self.batch + self.recipe.accumulate]
+        try:
+            goals, total = self._backward(part)
+            with deferred():
+                if goals:
+                    for group in self.optimiser.param_groups:
+                        group["lr"] = self._lr(len(plan))
+                    self.optimiser.step()
+                    self.optimiser.zero_grad()
+                self.loss_sum += total
+                self.loss_count += goals
+                self.steps += 1
+                self.batch += len(part)
+        except BaseException:
+            if self.steps == steps:
+                # Where it was before the step, so that a checkpoint written now can repeat it.
+                _set_rng(self.device, rng)
+                self.optimiser.zero_grad()
+            raise
+        return sum(int(lengths.sum()) for _, lengths in part)
+
+    def _backward(self, part: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[int, float]:
+        """Clipped gradients of some batches; returns their targets and the sum of the loss."""
         batches = [self._shorten(gather(self.events, *windows)) for windows in part]
         counts = [b.total if b.targets is None else int(b.targets.sum()) for b in batches]
         goals, total = sum(counts), 0.0
@@ -145,23 +168,13 @@ class Run:
         if goals:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
             if not math.isfinite(total) or not math.isfinite(float(norm)):
-                # Where it was before the step, so that a checkpoint written now can repeat it.
-                _set_rng(self.device, rng)
                 raise FloatingPointError(
                     f"loss {total / goals} and gradient norm {float(norm)} at step "
                     f"{self.steps + 1} "
                     f"(epoch {self.epoch + 1}, batch {self.batch + 1}): lower lr = "
                     f"{self.recipe.lr}, or look for infinite numbers in the features"
                 )
-            for group in self.optimiser.param_groups:
-                group["lr"] = self._lr(len(plan))
-            self.optimiser.step()
-            self.optimiser.zero_grad()
-        self.loss_sum += total
-        self.loss_count += goals
-        self.steps += 1
-        self.batch += len(batches)
-        return sum(int(lengths.sum()) for _, lengths in part)
+        return goals, total
 
     def _shorten(self, events: Events) -> Events:
         config = self.model.config
@@ -181,21 +194,22 @@ class Run:
         return lr * (LEAST_LR + (1 - LEAST_LR) * 0.5 * (1 + math.cos(math.pi * part)))
 
     def _end_epoch(self, reporter: Reporter) -> None:
-        self.epoch, self.batch = self.epoch + 1, 0
         entry: dict[str, Any] = {
-            "epoch": self.epoch,
+            "epoch": self.epoch + 1,
             "steps": self.steps,
             "loss": self.loss_sum / max(1, self.loss_count),
             "seconds": self.seconds,
         }
-        if self.validation is not None:
-            entry |= self.validation.scores(self.model)
-            score = entry[self.validation.chosen_by]
+        # A run that is stopped here validates when it goes on.
+        found = {} if self.validation is None else self.validation.scores(self.model)
+        with deferred():
+            self.epoch, self.batch = self.epoch + 1, 0
+            self.loss_sum, self.loss_count = 0.0, 0
+            score = -math.inf if self.validation is None else found[self.validation.chosen_by]
             if score > self.best_score:
                 self.best_score, self.best_epoch = score, self.epoch
                 self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
-        self.loss_sum, self.loss_count = 0.0, 0
-        reporter.end_epoch(entry)
+        reporter.end_epoch(entry | found)
 
     def _out_of_patience(self) -> bool:
         patience = self.recipe.patience

@@ -252,22 +252,6 @@ def test_a_broken_history_moves_no_other():
         assert not dirty.embeddings.isnan().any()
 
 
-def test_interrupted_pass_promises_nothing(monkeypatch):
-    cache = UserCache(model(), 4096)
-    generate(model(), {"u": history(20)}, ASK, cache=cache)
-
-    def fail(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(model()), "run_cached", fail)
-        with pytest.raises(KeyboardInterrupt):
-            generate(model(), {"u": history(40)}, ASK, cache=cache)
-    out = generate(model(), {"u": history(40)}, ASK, cache=cache)
-    assert out.stats["tokens_reused"] == 0
-    close(out, generate(model(), {"u": history(40)}, ASK))
-
-
 def test_threads_take_turns():
     cache = UserCache(model(), 64 * 5)
     expected = {i: generate(model(), {f"u{i}": history(50, i)}, ASK) for i in range(4)}
