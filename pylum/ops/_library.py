@@ -89,7 +89,7 @@ def autocast_dtype(**tensors: torch.Tensor | None) -> torch.dtype | None:
         if tensor is not None and not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     device = next(t for t in tensors.values() if t is not None).device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

@@ -1,4 +1,7 @@
-"""Every op of :mod:`pylum.ops` in plain PyTorch, accumulated in float64: obvious, not fast."""
+"""Every op of :mod:`pylum.ops` in plain PyTorch: obvious, not fast.
+
+Accumulated in float64; attention in float64 only where q is, else in float32.
+"""
 
 from pylum.reference.append_pages import append_pages
 from pylum.reference.attention import attention

@@ -104,20 +104,24 @@ def attend(
     score_scale: torch.Tensor | float | None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One sequence: q ``[rows, heads, head_dim]``, k and v ``[keys, kv_heads, dim]``, float64."""
+    """One sequence: q ``[rows, heads, head_dim]``, k and v ``[keys, kv_heads, dim]``.
+
+    In float64 where q is, else in float32.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
     repeat = q.shape[1] // max(1, k.shape[1])
-    k, v = (x.double().repeat_interleave(repeat, dim=1) for x in (k, v))
+    k, v = (x.to(wide).repeat_interleave(repeat, dim=1) for x in (k, v))
     if scale is None:
         scale = 1 / math.sqrt(q.shape[2]) if score == "softmax" else 1.0
-    scores = scale * torch.einsum("qhd,khd->hqk", q.double(), k)
+    scores = scale * torch.einsum("qhd,khd->hqk", q.to(wide), k)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.to(wide)
     if score == "softmax":
         weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
     else:
         weights = torch.nn.functional.silu(scores).masked_fill(~sees, 0.0)
         if isinstance(score_scale, torch.Tensor):
-            weights = weights * score_scale.double()[:, None]
+            weights = weights * score_scale.to(wide)[:, None]
         elif score_scale is not None:
             weights = weights * score_scale
     return torch.einsum("hqk,khd->qhd", weights, v)

@@ -1,4 +1,4 @@
-"""Relative biases for the tests of the attention ops, and their tables' gradients by PyTorch."""
+"""Relative biases for the tests of the attention ops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from hypothesis import strategies as st
 
 from pylum.ops import RelativeBias, log_thresholds
-from pylum.reference.attention import positions, sequence_mask
 from tests.ops.packed import cases
 
 SILU = {"score": "silu", "score_scale": 0.01}
@@ -51,32 +50,6 @@ def exactly(bias):
     for name, table in copies.items():
         object.__setattr__(out, name, table)
     return out
-
-
-def plain_gradients(q, k, v, offsets, mask, bias, dout):
-    """Of the tables, by PyTorch in float32."""
-    tables = [t.detach().clone().requires_grad_() for t in tables_of(bias)]
-    sums = []
-    for b, (begin, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:], strict=False)):
-        part = slice(begin, end)
-        targets = 0 if mask is None else int(mask.num_targets[b])
-        at = positions(mask, b, end - begin - targets, targets)
-        asked = [x[part].detach().float() for x in (q, k, v)]
-        repeat = q.shape[1] // k.shape[1]
-        asked[1:] = [x.repeat_interleave(repeat, 1) for x in asked[1:]]
-        scores = torch.einsum("qhd,khd->hqk", *asked[:2])
-        places = iter(tables)
-        if bias.position_table is not None:
-            n = (len(bias.position_table) + 1) // 2
-            scores = scores + next(places)[(at - at[:, None] + n - 1).clamp(0, 2 * n - 2)]
-        if bias.time_table is not None:
-            gap = (bias.query_times[part, None] - bias.timestamps[part]).abs()
-            scores = scores + next(places)[torch.bucketize(gap, bias.thresholds, right=True)]
-        sees = sequence_mask(mask, b, end - begin - targets, targets)
-        weights = torch.nn.functional.silu(scores).masked_fill(~sees, 0.0) * 0.01
-        out = torch.einsum("hqk,khd->qhd", weights, asked[2])
-        sums.append((out * dout[part].float()).sum())
-    return torch.autograd.grad(torch.stack(sums).sum(), tables)
 
 
 def biased(draw, case):

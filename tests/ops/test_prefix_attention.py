@@ -92,11 +92,11 @@ def test_equals_reference(case):
     targets = [part for _, part in split(case, q, k, v)]
     q, k, v = (torch.cat([part[i] for part in targets]) for i in range(3))
     offsets = lengths_to_offsets(torch.tensor(case.targets))
-    out = pylum.ops.prefix_attention(q, k, v, offsets, prefix, case.mask(), **case.options)
-    exact = pylum.reference.prefix_attention(
-        q.double(), k, v, offsets, prefix, case.mask(), **case.options
-    )
-    assert_close(out, exact, exact.to(case.dtype))
+    args = (k, v, offsets, prefix, case.mask())
+    out = pylum.ops.prefix_attention(q, *args, **case.options)
+    plain = pylum.reference.prefix_attention(q, *args, **case.options)
+    exact = pylum.reference.prefix_attention(q.double(), *args, **case.options)
+    assert_close(out, exact, plain)
 
 
 def long_case(**options) -> Case:
