@@ -22,9 +22,11 @@ from pylum.ops._library import RunOn
 from tests import emulator_build
 
 ROOT = Path(__file__).parent.parent.parent
-# With ASan and UBSan instead of the emulator's own checks: for a run of the tests under them,
-#   LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0
-#   PYLUM_EMULATOR_SANITIZE=1 python -m pytest tests/cuda_emulator
+# With ASan instead of the emulator's own checks of memory: for a run of the tests under it,
+#   LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)"
+#   ASAN_OPTIONS=detect_leaks=0 PYLUM_EMULATOR_SANITIZE=1
+#   python -m pytest --capture=sys tests/cuda_emulator
+# ASan must find the function that throws when it starts, and ends the process where it finds a bug.
 SANITIZE = os.environ.get("PYLUM_EMULATOR_SANITIZE", "0") == "1"
 BUILD = ROOT / "build" / ("emulator-sanitized" if SANITIZE else "emulator")
 # A module, the name of one of its attributes, and a value of it.

@@ -15,10 +15,13 @@ pytestmark = pytest.mark.usefixtures("cuda")
 test_pages_hold_what_was_appended = few(op.test_pages_hold_what_was_appended, cases(), examples=10)
 test_only_the_slots_of_the_new_tokens_change = op.test_only_the_slots_of_the_new_tokens_change
 test_opcheck = op.test_opcheck
+test_accepts_what_broken_starts_from = op.test_accepts_what_broken_starts_from
+test_errors_name_what_is_wrong = op.test_errors_name_what_is_wrong
+test_prefix_checks_its_fields = op.test_prefix_checks_its_fields
 
 
-@pytest.mark.parametrize("given_positions", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given_positions", [False, True])
 def test_rotated_keys_equal_reference(dtype, given_positions):
     op.test_rotated_keys_equal_reference(dtype, given_positions)
 

@@ -52,6 +52,12 @@ test_another_user_of_nan_moves_nothing = few(
 test_double_backward_is_an_error = interface.test_double_backward_is_an_error
 test_opcheck = interface.test_opcheck
 test_autocast_gives_q_k_v_one_dtype = interface.test_autocast_gives_q_k_v_one_dtype
+test_compiles_as_one_graph_and_exports = interface.test_compiles_as_one_graph_and_exports
+test_errors_name_what_is_wrong = interface.test_errors_name_what_is_wrong
+test_mask_checks_its_fields = interface.test_mask_checks_its_fields
+test_meta_tensors_give_shapes_and_other_arrays_an_error = (
+    interface.test_meta_tensors_give_shapes_and_other_arrays_an_error
+)
 
 
 LONG = Case([530, 3, 70], [0, 1, 2], [[1] * 66, [2], []], None, None, None, heads=1)

@@ -12,6 +12,7 @@ from pylum.ragged import lengths_to_offsets
 from tests.cuda_emulator.test_attention import few
 from tests.cuda_emulator.test_prefix_attention import pages_of_reference
 from tests.ops import test_attention_bias as op
+from tests.ops import test_attention_bias_interface as interface
 from tests.ops.packed import Case, filled_prefix, split
 from tests.ops.test_attention import FULL
 from tests.tolerance import assert_close
@@ -27,41 +28,61 @@ MASK = dataclasses.replace(
 )
 
 
+# As those of the op, shorter.
+CASES = [
+    pytest.param([5, 0, 1, 63, 64, 65], 2, 2, 32, 32, None, id="causal"),
+    *op.CASES[1:4],
+    pytest.param([66], 1, 1, 256, 256, None, id="largest-head"),
+    pytest.param(LENGTHS, 2, 1, 24, 40, MASK, id="every-mask"),
+    op.CASES[6],
+]
+
+
+@pytest.mark.parametrize("tables", ["both", "position", "time"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "heads", "kv_heads", "head_dim", "value_dim", "mask"), CASES)
+def test_equals_reference(lengths, heads, kv_heads, head_dim, value_dim, mask, dtype, tables):
+    op.test_equals_reference(lengths, heads, kv_heads, head_dim, value_dim, mask, dtype, tables)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "tables", "head_dim"),
+    ("dtype", "head_dim"),
     [
-        pytest.param(torch.float32, "both", 24, id="float32"),
-        pytest.param(torch.bfloat16, "both", 24, id="bfloat16"),
-        pytest.param(torch.float16, "both", 24, id="float16"),
-        pytest.param(torch.bfloat16, "both", 72, id="wide"),
-        pytest.param(torch.float32, "position", 8, id="position"),
-        pytest.param(torch.bfloat16, "time", 8, id="time"),
+        pytest.param(torch.float16, 24, id="float16"),
+        pytest.param(torch.bfloat16, 72, id="wide"),
     ],
 )
-def test_every_mask_and_gradient_equals_reference(dtype, tables, head_dim):
-    op.test_equals_reference(LENGTHS, 2, 1, head_dim, 40, MASK, dtype, tables)
+def test_every_mask_and_gradient_equals_reference(dtype, head_dim):
+    op.test_equals_reference(LENGTHS, 2, 1, head_dim, 40, MASK, dtype, "both")
 
 
-def test_widest_heads():
-    op.test_equals_reference([70], 1, 1, 256, 256, None, torch.bfloat16, "both")
-
-
+randoms = st.randoms(use_true_random=False)
+short = op.biased_cases(most_history=70)
 test_any_timestamps_equal_reference = op.test_any_timestamps_equal_reference
-test_packed_equals_alone_and_run_twice = few(
-    op.test_packed_equals_alone_and_run_twice, op.biased_cases(most_history=70), examples=3
-)
-test_an_unseen_row_of_nan_moves_nothing = few(
-    op.test_an_unseen_row_of_nan_moves_nothing,
-    op.biased_cases(most_history=70),
-    st.randoms(use_true_random=False),
+test_targets_over_pages_equal_reference = op.test_targets_over_pages_equal_reference
+test_every_mask_equals_reference = few(op.test_every_mask_equals_reference, short, examples=4)
+test_grouped_equals_alone_in_any_order = few(
+    op.test_grouped_equals_alone_in_any_order,
+    op.biased_cases(most_history=70, visible=False),
+    randoms,
     examples=3,
 )
-test_history_appended_in_chunks_equals_the_whole = few(
-    op.test_history_appended_in_chunks_equals_the_whole,
-    op.biased_cases(most_history=70),
-    st.data(),
-    examples=4,
+test_another_user_of_nan_moves_nothing = few(
+    op.test_another_user_of_nan_moves_nothing, short, randoms, examples=2
 )
+test_packed_equals_alone_and_run_twice = few(
+    op.test_packed_equals_alone_and_run_twice, short, examples=3
+)
+test_an_unseen_row_of_nan_moves_nothing = few(
+    op.test_an_unseen_row_of_nan_moves_nothing, short, randoms, examples=3
+)
+test_history_appended_in_chunks_equals_the_whole = few(
+    op.test_history_appended_in_chunks_equals_the_whole, short, st.data(), examples=4
+)
+test_opcheck = interface.test_opcheck
+test_compiles_as_one_graph = interface.test_compiles_as_one_graph
+test_errors_name_what_is_wrong = interface.test_errors_name_what_is_wrong
+test_needs_a_table = interface.test_needs_a_table
 
 
 def test_every_bucket_begins_at_its_threshold():

@@ -6,6 +6,7 @@ import torch
 import pylum
 from tests.ops import test_dot_interaction as op
 from tests.ops.test_dot_interaction import (  # noqa: F401
+    test_errors,
     test_nan_stays_in_its_row_and_pairs,
     test_opcheck_and_compile,
     test_order_is_row_by_row,

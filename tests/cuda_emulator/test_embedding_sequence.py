@@ -6,12 +6,17 @@ import torch
 from pylum.ops import embedding_sequence
 from tests.ops import test_embedding_sequence as op
 from tests.ops.test_embedding_sequence import (  # noqa: F401
+    test_a_row_gradient_depends_on_its_own_tokens_only,
+    test_compile_export_and_autocast,
+    test_double_backward_is_an_error,
     test_equals_reference,
+    test_errors_name_the_argument,
     test_expanded_gradient,
     test_one_table_is_an_exact_copy,
     test_only_the_tables_that_need_a_gradient_get_one,
     test_opcheck,
     test_strided_rows_and_indices,
+    test_sum_wants_one_dim,
 )
 
 pytestmark = pytest.mark.usefixtures("cuda")

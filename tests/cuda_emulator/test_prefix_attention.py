@@ -34,6 +34,20 @@ test_nan_in_an_unseen_block_and_in_a_page_tail_moves_nothing = (
     op.test_nan_in_an_unseen_block_and_in_a_page_tail_moves_nothing
 )
 test_opcheck_and_one_graph = op.test_opcheck_and_one_graph
+test_has_no_gradient = op.test_has_no_gradient
+test_accepts_what_broken_starts_from = op.test_accepts_what_broken_starts_from
+test_errors_name_what_is_wrong = op.test_errors_name_what_is_wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_condition_alone_equals_it_among_many(dtype):
+    op.check_conditions_alone(dtype, 577, 35, [(0, 1), (8, 3), (2, 33)])
+
+
+def test_targets_across_chunks_equal_reference():
+    op.check_targets_across_chunks(
+        Case([577, 3], [0, 0], [[1] * 20, [1]], None, None, None, heads=1)
+    )
 
 
 def over_pages(case, q, k, v, prefix):

@@ -8,7 +8,9 @@ from tests.ops import test_residual_norm as op
 from tests.ops.test_residual_norm import (  # noqa: F401
     test_a_nan_row_stays_alone,
     test_autocast_takes_float32,
+    test_dropout_has_its_rate_and_no_pattern,
     test_equals_reference,
+    test_errors,
     test_gradients,
     test_opcheck_and_compile,
 )

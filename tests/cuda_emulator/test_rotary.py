@@ -7,6 +7,7 @@ import pylum
 from tests.ops import test_rotary as op
 from tests.ops.test_rotary import (  # noqa: F401
     test_equals_reference,
+    test_errors,
     test_opcheck_and_compile,
     test_turning_back_is_exact_for_right_angles,
 )

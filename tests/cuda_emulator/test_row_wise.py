@@ -8,8 +8,13 @@ from pylum.ops import RowUse
 from tests.ops import test_row_wise as op
 from tests.ops.test_row_wise import (  # noqa: F401
     test_a_broken_gradient_moves_no_other_row,
+    test_a_parameter_is_updated_outside_autograd_and_seen_by_it,
+    test_adamw_errors,
+    test_compiled_step,
+    test_errors_name_the_argument_and_write_nothing,
     test_gradients_reach_uses_through_detached_rows,
     test_hot_rows,
+    test_opcheck,
     test_strided,
     test_uses_of_a_step_make_one_update,
 )
@@ -27,6 +32,14 @@ RULES = pytest.mark.parametrize("rule", ["adagrad", "adamw"])
 @pytest.mark.parametrize(("rows", "dim"), [(1, 1), (7, 16), (300, 65)])
 def test_equals_reference(rows, dim, case, dtype, rule):
     op.check(rule, op.start(rule, rows, dim, dtype), op.uses_of(case, rows, dim))
+
+
+def test_many_steps_follow_torch_adamw():
+    op.check_steps_of_adamw(6)
+
+
+def test_many_steps_follow_torch_adagrad():
+    op.check_steps_of_adagrad(6)
 
 
 @RULES

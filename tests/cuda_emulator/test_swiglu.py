@@ -7,6 +7,7 @@ from pylum.ops import swiglu
 from tests.ops import test_swiglu as op
 from tests.ops.test_swiglu import (  # noqa: F401
     test_equals_reference,
+    test_errors,
     test_extreme_gates,
     test_opcheck_and_compile,
 )

@@ -11,6 +11,7 @@ from tests.ops.test_topk import (  # noqa: F401
     test_all_excluded,
     test_another_querys_nan_moves_nothing,
     test_compile_and_export,
+    test_errors,
     test_nan_and_infinity,
     test_opcheck,
     test_strided,
@@ -21,20 +22,21 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 test_any_shape = settings(max_examples=10, deadline=None)(
     given(**op.test_any_shape.hypothesis._given_kwargs)(op.test_any_shape.hypothesis.inner_test)
 )
-SHAPES = [*op.SHAPES[:-2], pytest.param(35, 150, 16, 7, id="many-queries")]
+SHAPES = [
+    *op.SHAPES[:-2],
+    pytest.param(35, 150, 16, 7, id="two-chunks"),
+    pytest.param(3, 2100, 8, 600, id="two-ranges-large-k"),
+]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_queries", "num_items", "dim", "k"), SHAPES)
 def test_equals_reference(num_queries, num_items, dim, k, dtype):
     op.test_equals_reference(num_queries, num_items, dim, k, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("num_queries", "num_items", "dim", "k"),
-    [*SHAPES, pytest.param(3, 2100, 8, 600, id="parts-large-k")],
-)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_queries", "num_items", "dim", "k"), SHAPES)
 def test_exact_with_ties_lists(num_queries, num_items, dim, k, dtype):
     op.test_exact_with_ties_lists(num_queries, num_items, dim, k, dtype)
 
@@ -44,7 +46,7 @@ def test_order_of_scores(order):
     op.check_order(order, 2100, (1, 65, 300))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_result_is_the_querys_own(dtype, emulated_module):
     """Alone, among few or many, as candidates or from all, in any order of blocks: same bits."""
     queries, items = torch.randn(34, 48).to(dtype), torch.randn(2100, 48).to(dtype)

@@ -87,7 +87,7 @@ OFFSETS = torch.tensor([0, 4, 6])
     ("changes", "error", "message"),
     [
         ({"q": Q[0]}, ValueError, r"q must be \[total, heads, head_dim\]"),
-        ({"q": Q.double()}, TypeError, "q must be float32 or bfloat16, got .* float64"),
+        ({"q": Q.double()}, TypeError, "q must be float32(,| or) bfloat16.* got .* float64"),
         ({"k": Q.bfloat16()}, TypeError, "k must be float32 like q"),
         ({"k": torch.zeros(6, 4, 8)}, ValueError, "k must be of a number of heads that divides"),
         ({"k": torch.zeros(5, 2, 8)}, ValueError, "k must be of 6 rows like q"),

@@ -103,27 +103,36 @@ def long_case(**options) -> Case:
     return Case([1100, 3], [0, 0], [[1] * 40, [1]], None, None, None, **options)
 
 
-def test_targets_across_chunks_equal_reference():
-    case = long_case()
+def check_targets_across_chunks(case):
     q, k, v = case.qkv()
     out = pylum.ops.attention(q, k, v, case.offsets, case.mask())
     exact = pylum.reference.attention(q.double(), k, v, case.offsets, case.mask())
     assert_close(out, exact, exact.float())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_condition_alone_equals_it_among_many(dtype):
-    case = Case([1101], [0], [[1] * 71], None, None, None, head_dim=40, value_dim=72, dtype=dtype)
-    q, k, v = case.qkv()
+def test_targets_across_chunks_equal_reference():
+    check_targets_across_chunks(long_case())
+
+
+def check_conditions_alone(dtype, history, targets, parts):
+    """A part is the first of some targets, and how many."""
+    case = Case([history], [0], [[1] * targets], None, None, None, head_dim=40, value_dim=72)
+    q, k, v = dataclasses.replace(case, dtype=dtype).qkv()
     prefix = filled_prefix(case, k, v)
-    q, k, v = (x[1101:] for x in (q, k, v))
-    many = pylum.ops.prefix_attention(q, k, v, torch.tensor([0, 71]), prefix, case.mask())
-    for first, count in ((0, 1), (5, 2), (8, 3), (30, 5), (70, 1), (2, 64)):
+    q, k, v = (x[history:] for x in (q, k, v))
+    many = pylum.ops.prefix_attention(q, k, v, torch.tensor([0, targets]), prefix, case.mask())
+    for first, count in parts:
         rows = slice(first, first + count)
         offsets = torch.tensor([0, count])
         mask = Mask(num_targets=[count])
         part = pylum.ops.prefix_attention(q[rows], k[rows], v[rows], offsets, prefix, mask)
         assert torch.equal(part, many[rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_condition_alone_equals_it_among_many(dtype):
+    parts = [(0, 1), (5, 2), (8, 3), (30, 5), (70, 1), (2, 64)]
+    check_conditions_alone(dtype, 1101, 71, parts)
 
 
 def test_nan_in_an_unseen_block_and_in_a_page_tail_moves_nothing():

@@ -139,14 +139,14 @@ def test_ragged(rows, dim, lengths, mode, tokens, rule):
     check(rule, start(rule, rows, dim), uses)
 
 
-def test_many_steps_follow_torch_adamw():
+def check_steps_of_adamw(steps):
     """With dim 1 the row-wise second moment is Adam's own."""
     row = torch.randn(1, 1)
     parameter = torch.nn.Parameter(row.clone())
     options = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
     optimizer = torch.optim.AdamW([parameter], **options)
     moment, state = torch.zeros(1, 1), torch.zeros(1)
-    for t in range(1, 30):
+    for t in range(1, steps + 1):
         parameter.grad = torch.randn(1, 1)
         row_wise_adamw_(
             row,
@@ -160,15 +160,23 @@ def test_many_steps_follow_torch_adamw():
     torch.testing.assert_close(row, parameter.detach())
 
 
-def test_many_steps_follow_torch_adagrad():
+def check_steps_of_adagrad(steps):
     row, state = torch.randn(1, 1), torch.zeros(1)
     parameter = torch.nn.Parameter(row.clone())
     optimizer = torch.optim.Adagrad([parameter], lr=0.1, eps=1e-7)
-    for _ in range(30):
+    for _ in range(steps):
         parameter.grad = torch.randn(1, 1)
         row_wise_adagrad_(row, state, [RowUse(torch.tensor([0]), parameter.grad)], lr=0.1, eps=1e-7)
         optimizer.step()
     torch.testing.assert_close(row, parameter.detach())
+
+
+def test_many_steps_follow_torch_adamw():
+    check_steps_of_adamw(30)
+
+
+def test_many_steps_follow_torch_adagrad():
+    check_steps_of_adagrad(30)
 
 
 @pytest.mark.parametrize("rule", ["adagrad", "adamw"])
