@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,12 @@ def positive(settings: Any, *names: str) -> None:
         # NaN is not positive either.
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
+
+
+def finite(settings: Any, *names: str) -> None:
+    for name, value in _values(settings, names):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def shares(settings: Any, *names: str) -> None:

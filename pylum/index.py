@@ -12,9 +12,10 @@ from pylum.data.events import OOV_ROW
 from pylum.data.tables import as_table, pick
 from pylum.data.vocab import Vocab
 from pylum.generation import Generation
+from pylum.generation.asking import asking
 from pylum.generation.catalogue import catalogue
 from pylum.generation.limits import coded_rows, select, translate
-from pylum.generation.packing import spread
+from pylum.generation.spread import spread
 from pylum.model import LUM
 from pylum.ragged import Ragged, lengths_to_offsets
 from pylum.transfer import moved
@@ -102,9 +103,14 @@ class ItemIndex:
 
         Raises:
             ValueError: a shape is not as above.
+            TypeError: ``queries`` is neither a tensor nor a generation.
         """
         if isinstance(queries, Generation):
             queries = queries.embeddings
+        if not isinstance(queries, torch.Tensor):
+            raise TypeError(
+                f"queries must be a tensor or a Generation, got {type(queries).__name__}"
+            )
         if queries.dim() != 2 or queries.shape[1] != self.vectors.shape[1]:
             raise ValueError(
                 f"queries must be [queries, {self.vectors.shape[1]}], got {list(queries.shape)}"
@@ -175,7 +181,7 @@ def encode_items(model: LUM, new: Any) -> tuple[Any, torch.Tensor]:
     # As the encoder does it for items of its vocabulary that no training event has chosen.
     own = torch.where(rows < len(encoder.chosen), rows, OOV_ROW)
     own = torch.where(encoder.chosen[own], own, OOV_ROW)
-    with torch.inference_mode():
+    with asking(model):
         tokens = encoder.encode(encoder.ids[own], columns)
         vectors = torch.nn.functional.normalize(model.item_answer(tokens), dim=-1)
     return ids, vectors

@@ -9,6 +9,7 @@ two and bytes at that of the last; its share is the ceiling's time over ours.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -17,12 +18,17 @@ import torch
 
 from pylum import _C
 from pylum.bench import attention, tables
-from pylum.bench.entry import Entry
+from pylum.bench.entry import Entry, Maker, chosen
 from pylum.bench.harness import interleaved
 
 GEMM, STEPS = 512, 100_000
 OURS, PRODUCT, REGISTERS, READ = "pylum", "gemm probe", "multiply-add probe", "read probe"
 EXPLAINED = "benchmarks/CPU_CEILINGS.md"
+
+
+def entries() -> Iterator[tuple[str, Maker]]:
+    """Ops and makers of their rows, in the order of the table."""
+    return chain(attention.entries(), tables.entries())
 
 
 def table(
@@ -47,17 +53,17 @@ def table(
         A row each: op, case, goals, milliseconds and quartiles of every contestant, the fastest
         peer, the ratio to it, GFLOP/s and GB/s of the probes, the share of the ceiling, and whether
         the goals are met (None: there is none).
+
+    Raises:
+        ValueError: no op is so called.
     """
+    makers = chosen(entries(), only, limit)
     torch.manual_seed(0)
     print(f"{'op':<36} {'case':<62} {'ms':>9} {'ratio':>7} {'goal':>4}    {'share':>6} {'goal':>4}")
     rows: list[dict[str, Any]] = []
-    for op, make in chain(attention.entries(), tables.entries()):
-        if limit is not None and len(rows) == limit:
-            break
-        if only in op:
-            entry = make()
-            rows.append(measure(entry, seconds, calls, processor_time))
-            print(line(rows[-1]), flush=True)
+    for make in makers:
+        rows.append(measure(make(), seconds, calls, processor_time))
+        print(line(rows[-1]), flush=True)
     print(summary(rows))
     return rows
 

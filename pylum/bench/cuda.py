@@ -18,7 +18,7 @@ import torch
 
 from pylum.bench import cuda_attention, cuda_rows
 from pylum.bench.cpu import OURS, PRODUCT, line, met
-from pylum.bench.entry import Entry
+from pylum.bench.entry import Entry, chosen
 
 COPY = "copy probe"
 TURN_MS = 5.0  # of one contestant between two events
@@ -45,14 +45,16 @@ def table(
     Returns:
         A row each, as :func:`pylum.bench.cpu.table` has them; ``refused`` names peers that this
         torch or this device does not have, and why.
+
+    Raises:
+        ValueError: no op is so called.
     """
+    makers = chosen(chain(cuda_attention.entries(tiny), cuda_rows.entries(tiny)), only)
     torch.manual_seed(0)
     print(f"{'op':<36} {'case':<62} {'ms':>9} {'ratio':>7} {'goal':>4}    {'share':>6} {'goal':>4}")
     rows: list[dict[str, Any]] = []
     with torch.device(device):
-        for op, make in chain(cuda_attention.entries(tiny), cuda_rows.entries(tiny)):
-            if only not in op:
-                continue
+        for make in makers:
             rows.append(measure(make(), seconds, torch.device(device), tiny, cold))
             print(line(rows[-1]), flush=True)
             for name, why in rows[-1]["refused"].items():

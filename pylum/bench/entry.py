@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,27 @@ class Entry:
     dtype: torch.dtype
     share: float | None = None
     either: bool = False
+
+
+Maker = Callable[[], Entry]
+
+
+def chosen(
+    entries: Iterable[tuple[str, Maker]], only: str = "", limit: int | None = None
+) -> list[Maker]:
+    """Makers of the rows whose op's name contains ``only``, at most ``limit``.
+
+    Raises:
+        ValueError: there is none, or ``limit`` is below 1.
+    """
+    found = list(entries)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    makers = [make for op, make in found if only in op]
+    if not makers:
+        names = "; ".join(dict.fromkeys(op for op, _ in found))
+        raise ValueError(f"only must be a part of an op's name, got {only!r}; they are {names}")
+    return makers[:limit]
 
 
 def name(dtype: torch.dtype) -> str:

@@ -7,6 +7,7 @@ and quartiles are kept; ceilings are measured by the caller in the same run.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -78,15 +79,14 @@ def compare(
 
 
 def machine() -> dict[str, Any]:
-    """Commit, processor, torch and threads of a run."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    """Commit of the package, processor, torch and threads of a run."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0].split(":", 1)[1].strip() if names else model
     return {
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "cpu": model,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -94,10 +94,24 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _commit() -> str | None:
+    """Of this package's own checkout, wherever it is called; None: it is no checkout."""
+    here = Path(__file__).parent
+    try:
+        asked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(asked, cwd=here, capture_output=True, check=True)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
 def save(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Write rows and the machine as JSON, to a temporary name first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     temporary.replace(path)

@@ -8,15 +8,13 @@ twice as fast as one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
-from pylum.bench import attention, tables
-from pylum.bench.cpu import EXPLAINED, GEMM, OURS, PRODUCT, READ
-from pylum.bench.entry import Entry
+from pylum.bench.cpu import GEMM, OURS, PRODUCT, READ, entries, summary
+from pylum.bench.entry import Entry, chosen
 from pylum.bench.harness import interleaved
 
 # A call of one thread that takes less is not one of the large shapes that a goal is set for.
@@ -46,7 +44,11 @@ def table(
         A row each: op, case, threads, milliseconds and quartiles of every contestant on one and on
         ``threads`` threads, how many times one thread's speed op, product and read reach, and
         whether the op reaches :data:`GOAL` of the threads (None: it is too short to be asked).
+
+    Raises:
+        ValueError: no op is so called.
     """
+    makers = chosen(entries(), only, limit)
     torch.manual_seed(0)
     before = torch.get_num_threads()
     print(
@@ -55,17 +57,13 @@ def table(
     )
     rows: list[dict[str, Any]] = []
     try:
-        for op, make in chain(attention.entries(), tables.entries()):
-            if limit is not None and len(rows) == limit:
-                break
-            if only in op:
-                torch.set_num_threads(threads)
-                rows.append(measure(make(), seconds, calls, threads))
-                print(line(rows[-1]), flush=True)
+        for make in makers:
+            torch.set_num_threads(threads)
+            rows.append(measure(make(), seconds, calls, threads))
+            print(line(rows[-1]), flush=True)
     finally:
         torch.set_num_threads(before)
-    asked = [row["met"] for row in rows if row["met"] is not None]
-    print(f"{sum(asked)} of {len(asked)} goals met" + ("" if all(asked) else f"; see {EXPLAINED}"))
+    print(summary(rows))
     return rows
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pylum.cache.lanes import Mark
+from pylum.data.columns import missing_numbers
 from pylum.data.events import Events
 from pylum.data.schema import Field, Schema
 from pylum.ragged import lengths_to_offsets
@@ -89,4 +90,4 @@ def _cat(columns: Sequence[torch.Tensor], field: Field | None = None) -> torch.T
         return torch.cat(list(columns))
     if field is None or field.kind == "category":
         return torch.empty(0, dtype=torch.int64)
-    return torch.empty((0, field.dim) if field.dim else (0,))
+    return missing_numbers(0, field.dim)

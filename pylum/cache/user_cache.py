@@ -7,6 +7,7 @@ import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from pylum import ops
@@ -17,9 +18,11 @@ from pylum.cache.graphs import graphs_of
 from pylum.cache.host_pool import HostPool
 from pylum.cache.pool import PAGE, Pool
 from pylum.cache.warm import WarmQuestions
+from pylum.data.columns import listed
 from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
-from pylum.generation.packing import Asking, Candidates, Questions, answer, asking, windows
+from pylum.generation.asking import asking
+from pylum.generation.packing import Asking, Candidates, Questions, answer, windows
 from pylum.model import LUM, UserModel
 from pylum.transfer import moved
 
@@ -81,6 +84,9 @@ class UserCache:
     ) -> None:
         if page != PAGE:
             raise ValueError(f"page must be {PAGE}, got {page}")
+        for name, tokens in (("max_tokens", max_tokens), ("host_tokens", host_tokens)):
+            if isinstance(tokens, bool) or not isinstance(tokens, (int, np.integer)):
+                raise TypeError(f"{name} must be an integer, got {tokens!r}")
         if max_tokens < PAGE:
             raise ValueError(f"max_tokens must be at least one page of {PAGE}, got {max_tokens}")
         if host_tokens and host_tokens < PAGE:
@@ -113,6 +119,12 @@ class UserCache:
             self._warm = WarmQuestions(model, self._pool, make)
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(("tokens_computed", "tokens_reused", "resets"), 0)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise TypeError(
+            "a UserCache cannot be copied or pickled: each process makes its own, or reads what "
+            "another has saved with UserCache.load"
+        )
 
     def __len__(self) -> int:
         """Number of users."""
@@ -160,7 +172,7 @@ class UserCache:
     def invalidate(self, users: Iterable[Hashable] | None = None) -> None:
         """Forget ``users``; None: everyone. Users that are not held are ignored."""
         with self._lock:
-            self._directory.drop(list(self._entries if users is None else users))
+            self._directory.drop(list(self._entries) if users is None else listed(users))
             self._host.idle()
 
     def prefetch(self, users: Iterable[Hashable]) -> None:
@@ -170,7 +182,7 @@ class UserCache:
         as there is room beside the users of the last call; users who are on the device or not held
         are ignored, but count as used now.
         """
-        users = list(users)
+        users = listed(users)
         with self._lock, torch.inference_mode():
             self._check(self.model)
             self._directory.prefetch(users)
@@ -208,7 +220,7 @@ class UserCache:
             The users it does not hold, never seen or gone, also for want of room now. Nothing is
             stored for them: their next call passes the whole history.
         """
-        users = list(users)
+        users = listed(users)
         if len(set(users)) != len(users):
             raise ValueError("users must be distinct")
         if isinstance(new, Mapping):

@@ -7,6 +7,8 @@ Exit codes: 0 done, 1 a wrong input or a failure (the message says which), 2 wro
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
@@ -45,11 +47,24 @@ app.command()(scaling)
 
 def main() -> None:
     """Entry point of the ``pylum`` command."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
-    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
-        typer.echo(f"pylum: {error}", err=True)
-        sys.exit(1)
+    with warnings.catch_warnings():
+        warnings.showwarning = _said
+        try:
+            app()
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            sys.exit(130)
+        except FAILURES as error:
+            typer.echo(f"pylum: {error}", err=True)
+            sys.exit(1)
+
+
+# What a wrong input or a full machine raises; anything else is a bug, and shows where it is.
+FAILURES = (
+    *(ValueError, TypeError, OSError, ImportError, NotImplementedError),
+    *(ArithmeticError, MemoryError),
+)
+
+
+def _said(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"pylum: {message}", err=True)

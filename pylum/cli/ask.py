@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pylum.cli import columns
+from pylum.cli import columns, outputs, values
 
 Model = Annotated[Path, typer.Argument(help="Directory of a trained model.")]
 Conditions = Annotated[
     str,
-    typer.Option(help="Values to ask under, separated by commas; none: no particular condition."),
+    typer.Option(
+        help="Values to ask under, separated by commas; none: no particular condition. Of a model "
+        "with several conditions, scene=home+hour=3."
+    ),
 ]
-
-
-def _values(conditions: str) -> list[str] | None:
-    return [value.strip() for value in conditions.split(",") if value.strip()] or None
 
 
 def generate(
@@ -28,6 +26,13 @@ def generate(
     conditions: Conditions = "",
     k: Annotated[int, typer.Option("-k", help="Items per answer.")] = 10,
     users: Annotated[str, typer.Option(help="User ids, separated by commas; none: all.")] = "",
+    exclude: Annotated[
+        str,
+        typer.Option(
+            help="Items not to answer: history, none, or auto: history, unless users choose the "
+            "same items again."
+        ),
+    ] = "auto",
     user: columns.User = "user",
     item: columns.Item = "item",
     time: columns.Time = "time",
@@ -46,27 +51,25 @@ def generate(
     import pylum
     from pylum.model import load_model
 
+    outputs.writable(out)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
     lum = load_model(model)
     data = columns.read(events, user, item, time, condition, event, None)
-    wanted: list[Any] | None = [v.strip() for v in users.split(",") if v.strip()] or None
-    if wanted and data.users and not isinstance(data.users[0], str):
-        wanted = [int(value) for value in wanted]
-    histories = data.histories(wanted)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    writer: pq.ParquetWriter | None = None
+    columns.unread(lum, data)
+    wanted = values.typed(values.words(users), data.user_vocab, "users") or None
+    asked = values.conditions(conditions, lum)
+    parts = pylum.generate_batches(lum, data.histories(wanted), asked, k=k, exclude=exclude)
     rows = 0
-    try:
-        for part in pylum.generate_batches(lum, histories, _values(conditions), k=k):
-            table = part.to_arrow()
-            writer = writer or pq.ParquetWriter(temporary, table.schema)
+    with outputs.renamed(out) as aside:
+        table = next(parts).to_arrow()
+        with pq.ParquetWriter(aside, table.schema) as writer:
             writer.write_table(table)
             rows += table.num_rows
-        if writer is None:
-            raise ValueError("no user was asked for")
-        writer.close()
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+            for part in parts:
+                table = part.to_arrow()
+                writer.write_table(table)
+                rows += table.num_rows
     typer.echo(f"wrote {out}: {rows:,} rows")
 
 
@@ -97,19 +100,25 @@ def score(
     import torch
 
     import pylum
+    from pylum.data.tables import as_table
     from pylum.model import HSTU, load_model
 
+    outputs.writable(out)
     hstu = load_model(model)
     if not isinstance(hstu, HSTU):
         raise ValueError(f"model must be an HSTU, got a {type(hstu).__name__}")
-    data = columns.read(events, user, item, time, condition, event, None)
     if not candidates.exists():
         raise ValueError(f"no such file or directory: {candidates}")
-    shown = pq.read_table(candidates)
+    data = columns.read(events, user, item, time, condition, event, None)
+    columns.unread(hstu, data)
+    shown = as_table(candidates, "candidates")
     fields = [f.name for f in hstu.schema.conditions if f.name in shown.column_names]
     missing = [name for name in (user, item) if name not in shown.column_names]
     if missing:
         raise ValueError(f"{candidates} must have the columns {user} and {item}, lacks {missing}")
+    taken = [task.name for task in hstu.config.tasks if task.name in shown.column_names]
+    if taken:
+        raise ValueError(f"{candidates} must not have a column {taken[0]!r}, that of a task")
     owners = shown[user].combine_chunks().dictionary_encode()
     if owners.null_count:
         raise ValueError(f"{candidates} must name the user of every row, got nulls in {user}")
@@ -125,18 +134,12 @@ def score(
         pylum.Ragged(ordered[item].combine_chunks(), offsets),
         conditions or None,
     )
-    values = np.empty((len(order), len(hstu.config.tasks)), np.float32)
-    values[order] = scores.values.reshape(values.shape).numpy()
+    found = np.empty((len(order), len(hstu.config.tasks)), np.float32)
+    found[order] = scores.values.reshape(found.shape).numpy()
     for place, task in enumerate(hstu.config.tasks):
-        if task.name in shown.column_names:
-            raise ValueError(f"{candidates} must not have a column {task.name!r}, that of a task")
-        shown = shown.append_column(task.name, pa.array(values[:, place]))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(shown, temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        shown = shown.append_column(task.name, pa.array(found[:, place]))
+    with outputs.renamed(out) as aside:
+        pq.write_table(shown, aside)
     typer.echo(f"wrote {out}: {shown.num_rows:,} rows")
 
 
@@ -160,12 +163,15 @@ def query(
     Example: [bold]pylum query my-model events.parquet knowledge --conditions search,home
     --at impressions.parquet[/bold]
     """
-    import pyarrow.parquet as pq
-
     import pylum
+    from pylum.data.tables import as_table
 
     lum = pylum.LUM.from_pretrained(model)
+    if at not in ("end", "each") and not Path(at).exists():
+        raise ValueError(f"at must be end, each or a Parquet file, got {at}")
+    moments = at if at in ("end", "each") else as_table(at, "at")
+    asked = values.conditions(conditions, lum)
     data = columns.read(events, user, item, time, condition, event, None)
-    moments = at if at in ("end", "each") else pq.read_table(at)
-    knowledge = pylum.query(lum, data, _values(conditions), at=moments, delay=delay, out=out)
+    columns.unread(lum, data)
+    knowledge = pylum.query(lum, data, asked, at=moments, delay=delay, out=out)
     typer.echo(f"wrote {out}: {len(knowledge):,} query vectors")

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
+from pylum.cli import outputs
+
 app = typer.Typer(help="Kernels beside their fastest peers on this machine.", no_args_is_help=True)
+
+Only = Annotated[str, typer.Option(help="Ops whose name contains this.")]
+Seconds = Annotated[float, typer.Option(min=0, help="Seconds of each contestant, at least.")]
+Json = Annotated[Path | None, typer.Option(help="JSON file to write the rows to.")]
 
 
 @app.callback()
@@ -17,15 +23,15 @@ def group() -> None:
 
 @app.command()
 def cpu(
-    only: Annotated[str, typer.Option(help="Ops whose name contains this.")] = "",
-    seconds: Annotated[float, typer.Option(help="Of each contestant.")] = 1.0,
-    calls: Annotated[int, typer.Option(help="Of each contestant at least.")] = 5,
-    threads: Annotated[int, typer.Option(help="Of all contestants.")] = 1,
-    rows: Annotated[int | None, typer.Option(help="At most; none: all.")] = None,
+    only: Only = "",
+    seconds: Seconds = 1.0,
+    calls: Annotated[int, typer.Option(min=1, help="Calls of each contestant, at least.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of all contestants.")] = 1,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows at most; none: all.")] = None,
     processor_time: Annotated[
         bool, typer.Option(help="Time the processor, not the clock: one thread on a busy machine.")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    json: Json = None,
 ) -> None:
     """CPU kernels beside the fastest peer and the ceiling, with what is wanted of both.
 
@@ -41,6 +47,7 @@ def cpu(
     from pylum.bench.cpu import table
     from pylum.bench.harness import save
 
+    _writable(json)
     if processor_time and threads != 1:
         raise ValueError(f"threads must be 1 with processor time, got {threads}")
     before = torch.get_num_threads()
@@ -55,12 +62,12 @@ def cpu(
 
 @app.command()
 def threads(
-    only: Annotated[str, typer.Option(help="Ops whose name contains this.")] = "",
-    seconds: Annotated[float, typer.Option(help="Of each contestant.")] = 1.0,
-    calls: Annotated[int, typer.Option(help="Of each contestant at least.")] = 5,
-    threads: Annotated[int, typer.Option(min=2, help="Compared with one.")] = 2,
-    rows: Annotated[int | None, typer.Option(help="At most; none: all.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    only: Only = "",
+    seconds: Seconds = 1.0,
+    calls: Annotated[int, typer.Option(min=1, help="Calls of each contestant, at least.")] = 5,
+    threads: Annotated[int, typer.Option(min=2, help="Threads compared with one.")] = 2,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows at most; none: all.")] = None,
+    json: Json = None,
 ) -> None:
     """CPU kernels on one thread and on several, in turn, by the clock of a quiet machine.
 
@@ -72,6 +79,7 @@ def threads(
     from pylum.bench.harness import save
     from pylum.bench.scaling import table
 
+    _writable(json)
     measured = table(only, seconds, rows, calls=calls, threads=threads)
     if json is not None:
         save(json, measured)
@@ -79,12 +87,12 @@ def threads(
 
 @app.command()
 def cuda(
-    only: Annotated[str, typer.Option(help="Ops whose name contains this.")] = "",
-    seconds: Annotated[float, typer.Option(help="Of each contestant.")] = 0.5,
+    only: Only = "",
+    seconds: Seconds = 0.5,
     cold: Annotated[bool, typer.Option(help="Overwrite the L2 cache before every call.")] = False,
-    device: Annotated[str, typer.Option(help="cpu: only whether the calls run.")] = "cuda",
-    tiny: Annotated[bool, typer.Option(help="Sizes for a look at whether all runs.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, or cpu: only whether the calls run.")] = "cuda",
+    tiny: Annotated[bool, typer.Option(help="Small sizes: only whether the calls run.")] = False,
+    json: Json = None,
 ) -> None:
     """CUDA kernels beside torch's backends, with the share of the measured ceiling.
 
@@ -100,6 +108,13 @@ def cuda(
 
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where CUDA is not available, got {device}")
+    _writable(json)
     measured = table(only, seconds, device=device, tiny=tiny, cold=cold)
     if json is not None:
         save(json, measured)
+
+
+def _writable(json: Path | None) -> None:
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        outputs.writable(json, "json")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pylum.data import Interactions
+
+if TYPE_CHECKING:
+    from pylum.model import UserModel
 
 Events = Annotated[Path, typer.Argument(help="Parquet file or directory of behaviours.")]
 User = Annotated[str, typer.Option(help="Column of user ids.")]
@@ -36,8 +39,9 @@ def read(
     items: Path | None,
 ) -> Interactions:
     """The behaviours of a command, with a clear error where the file is not there."""
-    if not events.exists():
-        raise ValueError(f"no such file or directory: {events}")
+    for path in (events, items):
+        if path is not None and not path.exists():
+            raise ValueError(f"no such file or directory: {path}")
     return Interactions.from_parquet(
         str(events),
         user=user,
@@ -47,3 +51,20 @@ def read(
         event=event or None,
         items=None if items is None else str(items),
     )
+
+
+def unread(model: UserModel, data: Interactions) -> None:
+    """Say which fields the model reads that no option has named: they are as if unknown."""
+    options = []
+    for option, mine, theirs in (
+        ("condition", model.schema.conditions, data.schema.conditions),
+        ("event", model.schema.outcomes, data.schema.outcomes),
+    ):
+        given = {f.name for f in theirs}
+        options += [f"--{option} {f.name}" for f in mine if f.name not in given]
+    if options:
+        typer.echo(
+            f"pylum: the model also reads what is behind {', '.join(options)}: without these "
+            "options it is unknown to it here",
+            err=True,
+        )

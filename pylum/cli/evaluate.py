@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pylum.cli import columns
+from pylum.cli import columns, outputs
 
 
 def evaluate(
@@ -64,8 +62,8 @@ def evaluate(
     on the same rows beside them. It trains all of them, which takes minutes;
     [bold]pylum evaluate --table --rankers dlrm[/bold] is one of four, without the other two.
     """
-    if out is not None and not out.parent.is_dir():
-        raise ValueError(f"out must be in a directory that is there, got {out}")
+    if out is not None:
+        outputs.writable(out)
     if table:
         if model is not None:
             raise ValueError("model must be left out with --table, which trains its own")
@@ -82,6 +80,7 @@ def evaluate(
 
     asked = load_model(model)
     behaviours = columns.read(events, user, item, time, condition, event, None)
+    columns.unread(asked, behaviours)
     report = pylum.evaluate(
         asked,
         behaviours.split(protocol or "global-time")[2],
@@ -90,7 +89,8 @@ def evaluate(
     )
     typer.echo(str(report))
     if out is not None:
-        _write(out, lambda aside: aside.write_text(report.to_json() + "\n"))
+        with outputs.renamed(out) as aside:
+            aside.write_text(report.to_json() + "\n")
 
 
 def _table(
@@ -140,20 +140,12 @@ def _table(
         if out.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            _write(out, lambda aside: pq.write_table(found.to_arrow(), aside))
+            with outputs.renamed(out) as aside:
+                pq.write_table(found.to_arrow(), aside)
         else:
             text = json.dumps({"title": arms.title, **found.to_dict()}, indent=1)
-            _write(out, lambda aside: aside.write_text(text + "\n"))
+            with outputs.renamed(out) as aside:
+                aside.write_text(text + "\n")
         picture = out.with_suffix(".png")
         drawn = plot(picture, arms.title, found)
         typer.echo(f"wrote {out}" + (f" and {picture}" if drawn else ""))
-
-
-def _write(out: Path, write: Callable[[Path], Any]) -> None:
-    """Under another name first."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        write(aside)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)

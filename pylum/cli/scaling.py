@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pylum.cli import columns
+from pylum.cli import columns, outputs
 
 AXES = {"width": "parameters", "length": "length", "share": "events"}
 
@@ -48,10 +49,17 @@ def scaling(
         raise ValueError(f"vary must be one of {', '.join(AXES)}, got {vary!r}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    numbers = _numbers("values", values)
+    numbers, rates = _numbers("values", values), _numbers("lrs", lrs)
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if plot is not None:
+        outputs.writable(plot, "plot")
+        if plot.suffix not in (".png", ".svg"):
+            raise ValueError(f"plot must be a .png or .svg file, got {plot}")
+    outputs.writable(out)
+    settings = [_setting(Setting, LUMConfig, vary, each) for each in numbers]
     data = columns.read(events, user, item, time, condition, event, items)
     train, valid, test = data.split(split)
-    settings = [_setting(Setting, LUMConfig, vary, each) for each in numbers]
     typer.echo(
         f"{vary:>10} {'seed':>5} {'lr':>8} {AXES[vary]:>12} {'nats':>8} {'HR@10':>7} {'s':>7}"
     )
@@ -67,7 +75,7 @@ def scaling(
         train,
         valid,
         test,
-        lrs=_numbers("lrs", lrs),
+        lrs=rates,
         seeds=range(seeds),
         epochs=epochs or "auto",
         out=out,
@@ -77,7 +85,8 @@ def scaling(
     y = np.array([row["nats"] for row in rows]).reshape(len(settings), seeds).T
     needed = len(FORMS[form][0]) + 1
     if len(set(x)) < needed:
-        typer.echo(f"no curve: {form} needs {needed} values, got {len(set(x))}")
+        unplotted = "" if plot is None else f", and no {plot}"
+        typer.echo(f"no curve{unplotted}: {form} needs {needed} values, got {len(set(x))}")
         return
     fit = fit_scaling(x, y, form)
     typer.echo(f"nats of a test item in {AXES[vary]}: {fit}")
@@ -93,7 +102,7 @@ def _numbers(name: str, text: str) -> list[float]:
         found = [float(each) for each in text.split(",") if each.strip()]
     except ValueError:
         found = []
-    if not found:
+    if not found or not all(map(math.isfinite, found)):
         raise ValueError(f"{name} must be numbers with commas between, got {text!r}")
     return found
 
@@ -101,7 +110,7 @@ def _numbers(name: str, text: str) -> list[float]:
 def _setting(make: Any, config: Any, vary: str, value: float) -> Any:
     if vary == "share":
         return make(config.preset("tiny"), value)
-    if value != int(value):
-        raise ValueError(f"values of {vary} must be whole numbers, got {value}")
+    if value < 1 or value != int(value):
+        raise ValueError(f"values of {vary} must be whole numbers from 1 on, got {value:g}")
     changes = {"width": int(value)} if vary == "width" else {"max_length": int(value)}
     return make(config.preset("tiny", **changes))

@@ -58,7 +58,9 @@ def pretrain(
     --task liked=rating:4,5 --task loved=rating:5[/bold]
     """
     import pylum
+    from pylum.model.files import replaceable
 
+    replaceable(out)
     data = columns.read(events, user, item, time, condition, event, items)
     typer.echo(repr(data))
     train, valid, _ = data.split(split)

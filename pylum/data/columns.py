@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,21 @@ def as_array(values: Any, name: str = "values") -> pa.Array:
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise TypeError(f"{name} must hold values of one type Arrow knows, got {error}") from None
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def listed(values: Any, name: str = "users") -> list[Any]:
+    """Raw ids of any kind as a list, numpy's numbers as Python's.
+
+    Raises:
+        TypeError: one string stands where a list of them belongs, or there is nothing to list.
+    """
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of ids, got {values!r}")
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values.to_pylist()
+    if isinstance(values, torch.Tensor):
+        return values.tolist()
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
 def as_ids(values: Any, name: str = "values") -> tuple[pa.Array, str | None]:
@@ -127,6 +143,11 @@ def as_numbers(values: Any, name: str) -> npt.NDArray[np.float32]:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         raise TypeError(f"{name} must be numbers, got {kind}")
     return array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float32)
+
+
+def missing_numbers(rows: int, dim: int = 0) -> torch.Tensor:
+    """``[rows]`` or, with ``dim``, ``[rows, dim]`` float32 NaN."""
+    return torch.full((rows, dim) if dim else (rows,), torch.nan, dtype=torch.float32)
 
 
 def as_vectors(values: Any, name: str, dim: int) -> npt.NDArray[np.float32]:

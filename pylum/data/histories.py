@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pylum.data.columns import MICROSECONDS, as_array, as_times
+from pylum.data.columns import MICROSECONDS, as_array, as_times, missing_numbers
 from pylum.data.events import ANY_ROW, OOV_ROW, Events
 from pylum.data.reading import code_field
 from pylum.data.schema import Field, Schema
@@ -206,7 +206,7 @@ def _check_types(mine: Vocabs, theirs: Vocabs) -> None:
 def _blank(f: Field, total: int, row: int) -> torch.Tensor:
     if f.kind == "category":
         return torch.full((total,), row, dtype=torch.int64)
-    return torch.full((total, f.dim) if f.dim else (total,), torch.nan)
+    return missing_numbers(total, f.dim)
 
 
 def _recode(rows: torch.Tensor, mine: Vocab, theirs: Vocab, name: str) -> torch.Tensor:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from pylum.data import identity, reading
+from pylum.data.columns import listed
 from pylum.data.events import Events
 from pylum.data.histories import Histories
 from pylum.data.items import ItemTable
@@ -275,10 +276,13 @@ class Interactions:
         """All events of ``users`` (raw ids), in the order asked; None: of all users.
 
         A user never seen has an empty history.
+
+        Raises:
+            TypeError: ``users`` is no list, or their ids are of another type than the data's.
         """
         if users is None:
             return Histories(self.users, self.events, self.schema, self.vocabs)
-        users = list(users)
+        users = listed(users)
         rows = torch.from_numpy(self._places[self.user_vocab.rows(users, "users")])
         known = rows >= 0
         events = self.events.users(rows[known])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pylum.data.columns import as_lists, as_numbers, as_vectors, infer_field
+from pylum.data.columns import as_lists, as_numbers, as_vectors, infer_field, missing_numbers
 from pylum.data.events import OOV_ROW
 from pylum.data.schema import Field
 from pylum.data.tables import as_table, pick
@@ -159,7 +159,7 @@ def _stretched(column: Any, each: Field, more: int) -> Any:
     if each.kind == "category":
         blank = torch.full((more,), OOV_ROW, dtype=torch.int64)
     else:
-        blank = torch.full((more, each.dim) if each.dim else (more,), torch.nan)
+        blank = missing_numbers(more, each.dim)
     return blank if column is None else torch.cat([column, blank])
 
 

@@ -19,7 +19,7 @@ from pylum.data.events import Events
 from pylum.data.hashing import hash_ids
 from pylum.data.schema import Field
 from pylum.data.spool import Spool, group_by_user
-from pylum.data.tables import Columns, pick
+from pylum.data.tables import Columns, check_column, pick
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
 from pylum.progress import counted
@@ -88,14 +88,17 @@ def parquet_batches(path: Any, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Record batches of a Parquet file, of several, or of a directory's files by name.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or one of them lacks a column.
     """
-    files = parquet_files(path)
-    total = sum(pq.read_metadata(file).num_rows for file in files)
+    files, total = parquet_files(path), 0
+    for file in files:
+        with parquet_file(file) as reader:
+            total += reader.metadata.num_rows
+            for column in columns:
+                check_column(reader.schema_arrow, column, str(file))
     with counted("reading", "behaviours", total) as count:
         for file in files:
-            # Row groups are decoded as they are read, not held whole.
-            with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16) as reader:
+            with parquet_file(file) as reader:
                 for batch in reader.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
                     yield batch
                     count(batch.num_rows)
@@ -105,10 +108,23 @@ def parquet_sample(path: Any) -> pa.RecordBatch | pa.Table:
     """The first rows of the first file that has some, else its columns without a row."""
     files = parquet_files(path)
     for file in files:
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16) as reader:
+        with parquet_file(file) as reader:
             for batch in reader.iter_batches(SAMPLE_ROWS, use_threads=False):
                 return batch
-    return pq.read_schema(files[0]).empty_table()
+    with parquet_file(files[0]) as reader:
+        return reader.schema_arrow.empty_table()
+
+
+def parquet_file(file: Path) -> pq.ParquetFile:
+    """A reader that decodes row groups as they are read, and holds none whole.
+
+    Raises:
+        ValueError: it is no Parquet file; the message names it.
+    """
+    try:
+        return pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} must be a Parquet file: {error}") from None
 
 
 def parquet_files(path: Any) -> list[Path]:

@@ -21,14 +21,20 @@ def as_table(table: Any, name: str, columns: Sequence[str] | None = None) -> pa.
 
     Raises:
         TypeError: it is none of these, or a column holds mixed types.
-        ValueError: a column stands twice, or the columns are not equally long.
+        ValueError: a column stands twice, the columns are not equally long, or a path holds no
+            Parquet.
     """
     if isinstance(table, pa.Table):
         return table
     if isinstance(table, pa.RecordBatch):
         return pa.Table.from_batches([table])
     if isinstance(table, (str, os.PathLike)):
-        return pq.read_table(os.fspath(table), columns=columns)
+        if not os.path.exists(table):
+            raise ValueError(f"{name} must be a Parquet file or a directory, got {table}")
+        try:
+            return pq.read_table(os.fspath(table), columns=columns)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{name} must be a Parquet file, got {table}: {error}") from None
     if not isinstance(table, Mapping) and not (hasattr(table, "columns") and hasattr(table, "loc")):
         raise TypeError(f"{name} must be an Arrow or pandas table or a dict, got {type(table)}")
     present = [*table] if isinstance(table, Mapping) else [*table.columns]

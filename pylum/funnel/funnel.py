@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pylum.data.columns import listed
 from pylum.funnel.candidates import Candidates, Rows, Scores
 from pylum.funnel.recall import Recall, together
 from pylum.funnel.rerank import Rerank
@@ -121,7 +122,7 @@ class Funnel:
             ValueError: ``k`` is out of range, or a stage gave a NaN, another number of scores, or
                 an item it may not.
         """
-        return self._run(list(users), k)[0]
+        return self._run(listed(users), k)[0]
 
     def audit(self, users: Sequence[Any], k: int = 10) -> Audit:
         """Run the stages, and the rank stage on the whole catalogue beside them.
@@ -130,7 +131,7 @@ class Funnel:
             users: raw ids; a sample will do, for each is ranked against every item.
             k: as for :meth:`recommend`.
         """
-        asked = list(users)
+        asked = listed(users)
         made, stages, exclude = self._run(asked, k)
         hits: dict[str, list[float]] = {stage: [] for stage in STAGES}
         seconds = 0.0

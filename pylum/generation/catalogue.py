@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pylum.generation.asking import asking
 from pylum.model import UserModel
 
 CHUNK_ITEMS = 1 << 16
@@ -30,7 +31,7 @@ def catalogue(model: UserModel) -> torch.Tensor:
     known = _known.get(model)
     if known is None or version is None or known[0] != version:
         rows = torch.arange(len(model.vocabs.items), device=model.device)
-        with torch.inference_mode():
+        with asking(model):
             parts = [model.item_vectors(part) for part in rows.split(CHUNK_ITEMS)]
         known = _known[model] = (version, torch.cat(parts))
     return known[1]

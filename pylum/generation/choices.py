@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pylum.data.events import Events
-from pylum.generation.packing import asking
+from pylum.generation.asking import asking
 from pylum.generation.prefixes import PrefixQuestions, plan
 from pylum.generation.spread import spread
 from pylum.model import HSTU
@@ -42,7 +42,7 @@ def predicted_choices(
     owner = torch.searchsorted(events.offsets, sites.contiguous(), right=True) - 1
     questions = PrefixQuestions(owner, sites - events.offsets[owner], {})
     steps = plan(model, questions, batch_tokens)
-    out = torch.empty(len(sites), len(model.config.tasks))
+    out = torch.empty(len(sites), len(model.config.tasks), dtype=torch.float32)
     causal = items is None and not model.config.whole_history
     rows = events.items[sites] if items is None else items
     with asking(model):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -219,17 +218,3 @@ def _answer_lum(
     pages = prefixes(2 * events.lengths)
     hidden = model.run_cached(tokens, where.offsets, where.positions, pages, where.mask)
     return model.answers(hidden[there.targets])
-
-
-@contextmanager
-def asking(model: UserModel) -> Iterator[None]:
-    """No gradients and no dropout; the model is left as it was."""
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        if training:
-            model.train()

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from pylum.data.events import Events
-from pylum.generation.packing import Questions, answer, asking, spread, window_starts
+from pylum.generation.asking import asking
+from pylum.generation.packing import Questions, answer, window_starts
+from pylum.generation.spread import spread
 from pylum.model import UserModel
 from pylum.ragged import lengths_to_offsets
 

@@ -12,10 +12,11 @@ from pylum.conditions import Conditions, normalise
 from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
 from pylum.data.interactions import Interactions
+from pylum.generation.asking import asking
 from pylum.generation.catalogue import catalogue
 from pylum.generation.inputs import coded_histories, question_times
 from pylum.generation.limits import limits, select, translate
-from pylum.generation.packing import Questions, answer, asking, window_starts, windows
+from pylum.generation.packing import Questions, answer, window_starts, windows
 from pylum.generation.result import Generation, concatenate
 from pylum.model import HSTU, UserModel
 from pylum.ops.pages import PAGE

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pylum.data.columns import ANY
+from pylum.data.columns import ANY, as_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +56,14 @@ class Generation:
         """One row per answer: user, condition (or its fields), rank from 1, item, score.
 
         ``ANY`` is null. A place that no item fills has no row.
+
+        Raises:
+            TypeError: the users' ids are not of one type, which a column must be.
         """
         question, rank = np.nonzero(self.rows.numpy() >= 0)
         owner = np.repeat(np.arange(len(self.users)), self.offsets.diff().numpy())[question]
         names = ["condition"] if len(self.asked) == 1 else list(self.asked)
-        columns = {"user": pa.array(self.users).take(pa.array(owner, pa.int64()))}
+        columns = {"user": as_array(self.users, "users").take(pa.array(owner, pa.int64()))}
         for name, values in zip(names, self.asked.values(), strict=True):
             column = pa.array([None if value is ANY else value for value in values])
             columns[name] = column.take(pa.array(question, pa.int64()))

@@ -13,10 +13,11 @@ from pylum.conditions import normalise
 from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
 from pylum.data.interactions import Interactions
+from pylum.generation.asking import asking
 from pylum.generation.hstu import Candidates
 from pylum.generation.inputs import coded_histories, question_times
 from pylum.generation.limits import is_ragged
-from pylum.generation.packing import answer, asking, window_starts, windows
+from pylum.generation.packing import answer, window_starts, windows
 from pylum.generation.prefixes import spans
 from pylum.generation.spread import spread
 from pylum.model import HSTU
@@ -89,7 +90,7 @@ def score(
         times = times.repeat_interleave(shown.offsets.diff())
         shown = Candidates(shown.rows, shown.columns, shown.offsets, times)
     tasks = len(model.config.tasks)
-    out = torch.empty(len(shown), tasks)
+    out = torch.empty(len(shown), tasks, dtype=torch.float32)
     for start, stop in _passes(model, events, shown, micro_batch, batch_tokens):
         rows = torch.arange(start, stop)
         whole = events.users(rows)
@@ -176,7 +177,7 @@ def _score(
         pages = -(-(model.config.context_tokens + 2 * events.lengths + 1) // PAGE)
         cache = RequestCache(model, PAGE * int(pages.sum()))
         users = list(range(len(users)))
-    out = torch.empty(len(shown), len(model.config.tasks))
+    out = torch.empty(len(shown), len(model.config.tasks), dtype=torch.float32)
     for step in range(max(1, steps)):
         first = (counts.clamp(max=step * micro_batch)).long()
         size = counts.clamp(max=(step + 1) * micro_batch) - first

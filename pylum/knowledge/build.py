@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from pylum.cache.digest import event_bytes
@@ -70,8 +71,9 @@ def query(
     Raises:
         ValueError, TypeError: an argument is not as above; ``out`` holds another query.
     """
-    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
-        raise ValueError(f"delay must be a number of seconds, at least 0, got {delay!r}")
+    if isinstance(delay, bool) or not isinstance(delay, (int, np.integer)) or delay < 0:
+        raise ValueError(f"delay must be a whole number of seconds, at least 0, got {delay!r}")
+    delay = int(delay)
     if dtype not in store.DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(store.DTYPES)}, got {dtype!r}")
     if not isinstance(model, LUM):

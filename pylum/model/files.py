@@ -35,10 +35,7 @@ def write_folder(
     Raises:
         ValueError: ``path`` is a file, or a folder that is not ours.
     """
-    path = Path(path)
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise ValueError(f"path must be new or an earlier save, got {path} without {MANIFEST}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = replaceable(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     aside.mkdir()
     try:
@@ -64,6 +61,20 @@ def write_folder(
             aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def replaceable(path: str | os.PathLike[str]) -> Path:
+    """That a folder may be written at ``path``, whose parents are made; for before long work.
+
+    Raises:
+        ValueError: ``path`` is a file, or a folder that is not ours.
+        OSError: its parents cannot be made.
+    """
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise ValueError(f"path must be new or an earlier save, got {path} without {MANIFEST}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def read_folder(

@@ -61,6 +61,7 @@ class HSTU(UserModel):
         self.places = Places(config)
         self._make_answers()
         self.tasks = TaskHead(width, config.tasks, schema, vocabs) if config.tasks else None
+        self.float()  # whatever torch's default dtype is
 
     def _choice_schema(self) -> Schema:
         context = self.config.context

@@ -64,7 +64,7 @@ class TaskHead(nn.Linear):
         columns = []
         for i, task in enumerate(self.asked):
             if task.of_choice:
-                columns.append(torch.ones(events.total, device=events.items.device))
+                columns.append(torch.ones_like(events.items, dtype=torch.float32))
                 continue
             column = events.outcomes[task.field]
             if task.binary:
@@ -127,6 +127,6 @@ def _yes(task: Task, vocabs: Vocabs) -> torch.Tensor:
         raise ValueError(
             f"task {task.name!r} must have values that {task.field!r} takes, got {task.values}"
         )
-    yes = torch.zeros(len(vocab))
+    yes = torch.zeros(len(vocab), dtype=torch.float32)
     yes[rows] = 1.0
     return yes

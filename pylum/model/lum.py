@@ -35,6 +35,7 @@ class LUM(UserModel):
         super().__init__(config, schema, vocabs, items)
         self.user_encoder = UserEncoder(config)
         self._make_answers()
+        self.float()  # whatever torch's default dtype is
 
     def gaps(self, events: Events) -> torch.Tensor:
         """``[N]`` int64 seconds since the event before; -1 for a user's first."""

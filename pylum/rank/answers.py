@@ -75,7 +75,8 @@ class Second:
         width = network.head.first.in_features
         self.kept: tuple[torch.Tensor, torch.Tensor] | None = None
         if len(batches) * width * 4 <= KEPT_BYTES:
-            x, alone = torch.empty(len(batches), width), torch.empty(len(batches))
+            x = torch.empty(len(batches), width, dtype=torch.float32)
+            alone = torch.empty(len(batches), dtype=torch.float32)
             for index in torch.arange(len(batches)).split(batch_rows):
                 x[index], alone[index] = self._read(index)
             self.kept = x, alone

@@ -149,7 +149,7 @@ class Coder:
             codes = _rows(self.vocabs[f.table], ids, f.name)
             bags[f.name] = Ragged(codes, lengths_to_offsets(torch.from_numpy(lengths)))
         self._check_sequences(bags)
-        packed = torch.zeros(len(rows), 0)
+        packed = torch.zeros(len(rows), 0, dtype=torch.float32)
         if numbers:
             packed = torch.from_numpy(np.stack(numbers, 1).astype(np.float32))
         return Coded(packed, categories, bags, labels(rows, self.schema) if with_labels else None)

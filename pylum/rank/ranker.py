@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
+from pylum.modes import autocast_off, learning
 from pylum.rank import training
 from pylum.rank.answers import Batches
 from pylum.rank.coding import Coder
@@ -81,6 +82,7 @@ class Ranker:
         known = f", knowledge {'+'.join(self.parts)}" if self.knowledge is not None else ""
         return f"Ranker({self.name!r}, {len(self.schema.features)} features{known}, {state})"
 
+    @learning()
     def fit(
         self,
         rows: Any,
@@ -160,6 +162,7 @@ class Ranker:
         self.history = training.train(network, batches, self.settings, later, only_knowledge)
         return self
 
+    @autocast_off()
     def predict(
         self,
         rows: Any,

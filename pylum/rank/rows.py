@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from pylum.data.columns import as_ids
-from pylum.data.reading import parquet_files
+from pylum.data.reading import parquet_file, parquet_files
 from pylum.data.tables import as_table, check_column, pick
 from pylum.rank.schema import Feature, Schema
 
@@ -43,15 +42,21 @@ class Rows:
         self.names = [*dict.fromkeys([*(f.name for f in schema.features), *more])]
         self._files = parquet_files(rows) if isinstance(rows, (str, os.PathLike)) else []
         self._table = None if self._files else as_table(rows, "rows")
-        found = pq.read_schema(self._files[0]) if self._table is None else self._table.schema
-        missing = [name for name in self.names if name not in found.names]
+        if self._table is not None:
+            self._check(self._table.schema, "rows")
+        for file in self._files:
+            with parquet_file(file) as reader:
+                self._check(reader.schema_arrow, str(file) if len(self._files) > 1 else "rows")
+
+    def _check(self, found: pa.Schema, name: str) -> None:
+        missing = [column for column in self.names if column not in found.names]
         if missing:
             raise ValueError(
-                f"rows lack the columns {', '.join(missing)}; they have "
+                f"{name} lack the columns {', '.join(missing)}; they have "
                 f"{', '.join(found.names) or 'none'}"
             )
-        for name in self.names:
-            check_column(found, name, "rows")
+        for column in self.names:
+            check_column(found, column, name)
 
     def __iter__(self) -> Iterator[pa.Table]:
         """Tables of the columns alone, with at least one row each."""
@@ -68,7 +73,7 @@ class Rows:
                 yield whole.slice(start, PIECE_ROWS)
             return
         for file in self._files:
-            with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16) as reader:
+            with parquet_file(file) as reader:
                 for batch in reader.iter_batches(PIECE_ROWS, columns=self.names, use_threads=False):
                     yield pa.Table.from_batches([batch])
 

@@ -36,7 +36,8 @@ def build(
     """A network with weights drawn by the seed, the caller's random numbers left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return NETWORKS[name](schema, vocabs, settings, known)
+        # Whatever torch's default dtype is.
+        return NETWORKS[name](schema, vocabs, settings, known).float()
 
 
 def train(

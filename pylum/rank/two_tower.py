@@ -19,6 +19,7 @@ from pylum.data.vocab import Vocab
 from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
+from pylum.modes import autocast_off, learning
 from pylum.rank.coding import Coder
 from pylum.rank.joining import Joined, join
 from pylum.rank.known import Known, KnownSizes
@@ -86,6 +87,7 @@ class TwoTower:
         self.of_item: Inputs | None = None
         self.fingerprint: str | None = None
 
+    @learning()
     def fit(self, rows: Any, *, allow_in_sample: bool = False) -> TwoTower:
         """Train on the rows whose label is 1.
 
@@ -127,6 +129,7 @@ class TwoTower:
         ]
         return Towers(self.schema, coder.vocabs, self.settings, self.user, self.item, *sizes)
 
+    @autocast_off()
     def users(self, rows: Any, *, knowledge: Knowledge | None = None) -> torch.Tensor:
         """``[N, dim]`` unit vectors of the rows' users at their moments; items are not read."""
         schema = self.schema
@@ -139,6 +142,7 @@ class TwoTower:
             raise ValueError(f"rows lack the columns {', '.join(missing)}")
         return self._vectors("user", _only(table, self.user, wanted, schema), self.of_user, known)
 
+    @autocast_off()
     def items(self, table: Any, *, knowledge: Knowledge | None = None) -> torch.Tensor:
         """``[M, dim]`` unit vectors of items, given by a table of the item's features."""
         schema = self.schema

@@ -49,7 +49,8 @@ class Inputs:
             )
         at = both[torch.linspace(0, len(both) - 1, min(len(both), SAMPLE_ROWS)).long()]
         count, own = knowledge.vectors.shape[1], joined.own is not None
-        raw = cls(parts, count, own, knowledge.item_vectors.shape[1], torch.zeros(0), torch.ones(0))
+        nothing = torch.empty(0, dtype=torch.float32)
+        raw = cls(parts, count, own, knowledge.item_vectors.shape[1], nothing, nothing)
         found, gone = raw._similarities(knowledge, joined, at)
         known = (~gone).double()
         rows = known.sum(0).clamp_min(1)
@@ -82,8 +83,8 @@ class Inputs:
             answers, gone = self._answers(knowledge, joined, index)
             values.append(answers)
             missing.append(gone)
-        empty = torch.zeros(len(index), 0)
-        vectors = torch.zeros(len(index), 0, self.dim)
+        empty = torch.zeros(len(index), 0, dtype=torch.float32)
+        vectors = torch.zeros(len(index), 0, self.dim, dtype=torch.float32)
         no_vector = empty.bool()
         if values:
             vectors = torch.cat(values, 1).float() * self.dim**0.5
@@ -139,8 +140,8 @@ class Inputs:
             data["conditions"],
             data["own"],
             data["dim"],
-            torch.tensor(data["mean"]),
-            torch.tensor(data["scale"]),
+            torch.tensor(data["mean"], dtype=torch.float32),
+            torch.tensor(data["scale"], dtype=torch.float32),
         )
 
 

@@ -103,6 +103,8 @@ def fit_scaling(
             f"x must hold more than {len(names)} distinct scales for {form!r}, "
             f"got {len(np.unique(scales))}"
         )
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
     # Around their geometric mean the columns are far from parallel, and no power overflows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def sweep(
 
     Raises:
         ValueError: nothing to vary, or ``out`` holds another sweep.
+        FloatingPointError: a setting's training diverges at every learning rate; one that does so
+            at some is left to the others, with a warning.
     """
     if not settings or not lrs or not seeds:
         raise ValueError("settings, lrs and seeds must each hold at least one, got none")
@@ -100,7 +103,14 @@ def sweep(
 
     rows = []
     for place in range(len(settings)):
-        tried = [run(place, lr, seeds[0]) for lr in lrs]
+        tried = []
+        for lr in lrs:
+            try:
+                tried.append(run(place, lr, seeds[0]))
+            except FloatingPointError as error:
+                warnings.warn(f"setting {place} is left out at lr {lr}: {error}", stacklevel=2)
+        if not tried:
+            raise FloatingPointError(f"setting {place} came to no end at any lr of {list(lrs)}")
         best = min(tried, key=lambda row: row["valid_nats"])
         rows += [best, *(run(place, best["lr"], seed) for seed in seeds[1:])]
     return rows
@@ -149,6 +159,10 @@ def _run(
         **{"progress": False, **training},
     )
     seconds = time.perf_counter() - begin
+    known = cross_entropy(model, valid)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        raise FloatingPointError("no validation target has a probability")
     inner, tables = _sizes(model)
     measured = evaluate(model, test, k=k, samples=1)
     assert isinstance(measured, Report)
@@ -160,7 +174,7 @@ def _run(
         "table_parameters": tables,
         "length": setting.config.max_length,
         "events": mine.num_targets,
-        "valid_nats": float(np.nanmean(cross_entropy(model, valid))),
+        "valid_nats": float(known.mean()),
         "nats": float(np.nanmean(cross_entropy(model, test))),
         "recall": measured[f"HR@{k}"].value,
         "seconds": round(seconds, 2),
@@ -184,8 +198,12 @@ class _Runs:
         if not self.path.exists():
             self.path.write_text(json.dumps(about) + "\n")
             return
-        lines = self.path.read_text().splitlines()
-        if not lines or json.loads(lines[0]) != json.loads(json.dumps(about)):
+        try:
+            lines = self.path.read_text().splitlines()
+            held = json.loads(lines[0]) if lines else None
+        except ValueError:  # not text, or not JSON
+            held = None
+        if held != json.loads(json.dumps(about)):
             raise ValueError(f"out holds another sweep, or none: {path}; choose another path")
         for line in lines[1:]:
             try:

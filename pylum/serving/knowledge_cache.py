@@ -7,6 +7,7 @@ none came in time, it reads those of a knowledge computed offline.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time as clocks
 from collections import Counter
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pylum.data.columns import listed
 from pylum.generation import Generation, generate
 from pylum.knowledge import Knowledge
 from pylum.knowledge.knowledge import condition_to_json
@@ -90,6 +92,7 @@ class KnowledgeCache:
 
     Raises:
         ValueError: ``max_age`` or ``log_rows`` is not positive, or ``offline`` has no condition.
+        TypeError: ``offline`` is no knowledge.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class KnowledgeCache:
         log_rows: int = 50_000,
         clock: Callable[[], float] = clocks.time,
     ) -> None:
+        if not isinstance(offline, Knowledge):
+            raise TypeError(f"offline must be a pylum.Knowledge, got {type(offline).__name__}")
         if max_age is not None and not max_age > 0:
             raise ValueError(f"max_age must be positive or None, got {max_age}")
         if not offline.conditions:
@@ -115,6 +120,12 @@ class KnowledgeCache:
         self._offline_row = {offline.users[row]: row for row in order}
         self._log = None if log is None else ReadLog(log, offline, log_rows)
         self.stats: Counter[str] = Counter()
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise TypeError(
+            "a KnowledgeCache cannot be copied or pickled: each process makes its own, and a "
+            "SqliteStore of one path or a RedisStore shares the live answers"
+        )
 
     def put(
         self,
@@ -198,10 +209,13 @@ class KnowledgeCache:
             time: seconds of the read; default: now.
 
         Raises:
-            TypeError: a user id is neither a string nor an integer.
+            TypeError: ``users`` is no list, or an id is neither a string nor an integer.
+            ValueError: ``time`` is not finite.
         """
-        users = [user.item() if isinstance(user, np.generic) else user for user in users]
+        users = listed(users)
         now = self._clock() if time is None else float(time)
+        if not math.isfinite(now):
+            raise ValueError(f"time must be finite, got {now}")
         count, dim = self._shape
         vectors = np.full((len(users), count, dim), np.nan, np.float32)
         source = np.zeros(len(users), np.int8)
@@ -225,7 +239,7 @@ class KnowledgeCache:
 
     def invalidate(self, users: Sequence[Any]) -> None:
         """Drop the live answers of users."""
-        self.store.delete([key_of(self._prefix, user) for user in users])
+        self.store.delete([key_of(self._prefix, user) for user in listed(users)])
 
     def flush(self) -> None:
         """Write what the log still holds in memory."""

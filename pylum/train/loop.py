@@ -18,6 +18,7 @@ from pylum.model.hstu import HSTU
 from pylum.model.hstu_config import HSTUConfig
 from pylum.model.lum import LUM
 from pylum.model.record import TrainingRecord
+from pylum.modes import learning
 from pylum.train.objective import Objective
 from pylum.train.progress import Reporter
 from pylum.train.ranking import RankingObjective, RankingValidation
@@ -89,7 +90,7 @@ def pretrain(
             0: everyone.
         valid_time: ask the validation targets with their time, as ``query_time`` does in
             serving; else with an unknown one. HSTU's ranking always reads it.
-        seed: of initial weights, order, windows, dropout and negatives.
+        seed: of initial weights, order, windows, dropout and negatives; in ``[0, 2**32)``.
         device: ``"cuda"`` or ``"cpu"``; ``"auto"`` is the CPU: the CUDA kernels have run in the
             emulator only.
         precision: ``"float32"``, ``"bfloat16"`` (autocast, float32 weights), or ``"auto"``:
@@ -111,7 +112,8 @@ def pretrain(
         ValueError: an argument is out of range, ``train`` has no targets, or ``resume`` is of
             another run.
         TypeError: ``cfg``, ``train``, ``valid`` or ``init`` is something else.
-        FloatingPointError: the loss or the gradient is not finite; the message names the step.
+        FloatingPointError: the loss, the gradient or the weights are not finite; the message names
+            the step.
         KeyboardInterrupt: after the checkpoint is written.
     """
     _check_type("cfg", cfg, (LUMConfig, HSTUConfig))
@@ -133,13 +135,16 @@ def pretrain(
     )
     if train.num_targets == 0:
         raise ValueError("train must have at least one target, got none")
-    target = torch.device("cpu" if device == "auto" else device)
+    try:
+        target = torch.device("cpu" if device == "auto" else device)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}") from None
     if target.type != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where CUDA is not available, got {device}")
     autocast = _autocast(precision, target)
-    # The global generator feeds dropout: it is ours inside, and the caller's again afterwards.
     cuda = [target] if target.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    # The global generator feeds dropout: it is ours inside, and the caller's again afterwards.
+    with learning(target), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         model = _model(cfg, train, init).to(target)
         tokens = 3 if cfg.any_targets else cfg.tokens_per_behaviour

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from pylum import checks
@@ -45,7 +46,13 @@ class Recipe:
     user_rate: float
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())  # as JSON has it
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed must be an integer in [0, 2**32), got {self.seed!r}")
         checks.positive(self, "lr", "clip")
+        checks.finite(self, "lr", "weight_decay", "user_rate")
         checks.at_least(self, 1, "batch_tokens", "accumulate")
         checks.at_least(self, 0, "warmup", "weight_decay", "user_rate")
 
@@ -116,6 +123,12 @@ class Run:
             with torch.no_grad():
                 for name, p in self.parameters.items():
                     p.copy_(self.best[name])
+        broken = [n for n, p in self.parameters.items() if not bool(p.isfinite().all())]
+        if broken:
+            raise FloatingPointError(
+                f"weights are not finite after step {self.steps}, {broken[0]} and "
+                f"{len(broken) - 1} more: lower lr = {self.recipe.lr}"
+            )
 
     def _plan(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of this epoch: a function of seed and epoch alone."""

@@ -287,7 +287,7 @@ def test_bad_tables(tmp_path):
         Interactions.from_parquet(tmp_path, **names)
     pq.write_table(pa.table({"user": ["u"], "item": [1], "time": [2]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"user": ["u"], "item": [1]}), tmp_path / "b.parquet")
-    with pytest.raises(ValueError, match="time: 'time' is not a column"):
+    with pytest.raises(ValueError, match=r"b\.parquet: 'time' is not a column"):
         Interactions.from_parquet(tmp_path, **names)
     pq.write_table(pa.table({"user": ["u"], "item": ["x"], "time": [2]}), tmp_path / "b.parquet")
     with pytest.raises(TypeError, match="item: 'item' must be integers, got strings"):
