@@ -1,5 +1,21 @@
+import hypothesis
 import pytest
 import torch
+
+
+class _TorchRandom:
+    """Torch's generator, as hypothesis seeds and restores it around every example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+_TORCH = _TorchRandom()
+hypothesis.register_random(_TORCH)
+# The same examples in every run; `--hypothesis-profile=default` looks for others.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
