@@ -17,7 +17,7 @@ from pylum.cache.entry import joined, merged
 from pylum.cache.graphs import graphs_of
 from pylum.cache.host_pool import HostPool
 from pylum.cache.pool import PAGE, Pool
-from pylum.cache.warm import WarmQuestions
+from pylum.cache.warm import Call, WarmQuestions
 from pylum.data.columns import listed
 from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
@@ -60,9 +60,10 @@ class UserCache:
         overflow: ``"rebuild"``, or ``"sliding"`` (approximate).
         host_tokens: more room, in the host's memory, for users who leave the device; 0: they leave
             for good. It is allocated at once.
-        graphs: on a GPU, questions of a LUM to histories that are cached are one launch, of a CUDA
-            graph. Each size of a call is recorded once and padded to; ``stats`` counts
-            ``recordings`` and ``replays``. Answers may differ in rounding, as among more rows.
+        graphs: on a GPU, questions to histories that are cached are one launch, of a CUDA graph
+            (an HSTU's once their tokens are looked up). Each size of a call is recorded once and
+            padded to; ``stats`` counts ``recordings`` and ``replays``. What that does to the last
+            bits of answers says :mod:`pylum.cache.warm`.
 
     Raises:
         ValueError: an argument is not as above, or the model has ``HSTUConfig.min_full``.
@@ -115,7 +116,7 @@ class UserCache:
         self._entries = self._directory.entries
         self._warm: WarmQuestions | None = None
         make = graphs_of(model.device) if graphs else None
-        if make is not None and isinstance(model, LUM):
+        if make is not None:
             self._warm = WarmQuestions(model, self._pool, make)
         self._lock = threading.RLock()
         self._counts = dict.fromkeys(("tokens_computed", "tokens_reused", "resets"), 0)
@@ -383,8 +384,7 @@ class UserCache:
             return self._pool.prefixes(tables, lengths)
 
         if self._warm is not None and torch.equal(reused, events.lengths):
-            assert isinstance(questions, Questions)
-            answers = self._warm.answer(tables, events, questions)
+            answers = self._warm.answer(Call(tables, events, questions))
         if answers is None:
             answers = answer(self.model, events, questions, reused, prefixes)
         return answers

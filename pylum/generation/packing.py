@@ -181,12 +181,17 @@ def answer(
         assert isinstance(questions, Questions)
         return _answer_lum(model, events, questions, reused, prefixes)
     assert isinstance(model, HSTU)
+    hidden = hstu_hidden(model, events, asked_of(model, questions), reused, prefixes)
     if isinstance(questions, Candidates):
-        asked = candidates_asked(model, questions)
-        hidden = hstu_hidden(model, events, asked, reused, prefixes)
         return candidate_scores(model, hidden)
-    asked = Asked(questions.offsets, questions.visible, questions.times)
-    return model.answers(hstu_hidden(model, events, asked, reused, prefixes))
+    return model.answers(hidden)
+
+
+def asked_of(model: HSTU, questions: Asking) -> Asked:
+    """The targets of a batch."""
+    if isinstance(questions, Candidates):
+        return candidates_asked(model, questions)
+    return Asked(questions.offsets, questions.visible, questions.times)
 
 
 def _answer_lum(

@@ -175,7 +175,7 @@ def _score(
         from pylum.cache.user_cache import RequestCache
 
         pages = -(-(model.config.context_tokens + 2 * events.lengths + 1) // PAGE)
-        cache = RequestCache(model, PAGE * int(pages.sum()))
+        cache = RequestCache(model, PAGE * int(pages.sum()), graphs=False)
         users = list(range(len(users)))
     out = torch.empty(len(shown), len(model.config.tasks), dtype=torch.float32)
     for step in range(max(1, steps)):

@@ -17,11 +17,11 @@ from pylum.data.schema import Schema
 from pylum.data.vocabs import Vocabs
 from pylum.model.base import UserModel
 from pylum.model.features import Features, normal
+from pylum.model.hstu_cached import Cached, cached_rows
 from pylum.model.hstu_config import HSTUConfig
 from pylum.model.hstu_layer import Attend, HSTULayer
 from pylum.model.hstu_places import Clock, Places
 from pylum.model.hstu_tasks import TaskHead
-from pylum.ragged import lengths_to_offsets
 from pylum.transfer import moved
 
 
@@ -140,7 +140,7 @@ class HSTU(UserModel):
             ``[T, width]`` hidden states.
         """
         device = x.device
-        mask, clock = self._mask(mask, len(offsets) - 1), clock.to(device)
+        mask, clock = self.masked(mask, len(offsets) - 1), clock.to(device)
         offsets, positions = moved(offsets, device), moved(positions, device)
 
         def attend(
@@ -183,21 +183,30 @@ class HSTU(UserModel):
             raise ValueError(
                 f"prefixes must be one per layer = {len(self.layers)}, got {len(prefixes)}"
             )
-        device, total = x.device, len(x)
-        rows = moved(offsets, "cpu").diff()
-        targets = torch.zeros_like(rows)
-        if mask is not None and isinstance(mask.num_targets, torch.Tensor):
-            targets = moved(mask.num_targets, "cpu")
-        new = rows - targets
-        end = lengths_to_offsets(rows)[:-1] + new
-        is_new = torch.arange(total) < end.repeat_interleave(rows)
-        new_rows = moved(is_new.nonzero()[:, 0], device)
-        target_rows = moved((~is_new).nonzero()[:, 0], device)
-        new_offsets = moved(lengths_to_offsets(new), device)
-        lengths = prefixes[0].lengths
-        starts = lengths - moved(new, device)
-        mask, clock = self._mask(mask, len(rows)), clock.to(device)
-        offsets, positions = moved(offsets, device), moved(positions, device)
+        rows = cached_rows(offsets, positions, clock, mask, prefixes[0].lengths)
+        return self.run_rows(x, rows, prefixes, self.masked(mask, len(offsets) - 1))
+
+    def run_rows(
+        self,
+        x: torch.Tensor,
+        rows: Cached,
+        prefixes: Sequence[ops.PagedPrefix],
+        mask: ops.Mask | None,
+    ) -> torch.Tensor:
+        """The pass of :meth:`run_cached` once its rows are sorted.
+
+        Reads no value on the host: what it does depends on shapes alone, and a CUDA graph may hold
+        it.
+
+        Args:
+            x: ``[T, width]`` tokens.
+            rows: of the pass; like all here on the device of ``x``.
+            prefixes: one per layer, sharing ``table`` and ``lengths``.
+            mask: as :meth:`masked` gives it.
+
+        Returns:
+            ``[T, width]`` hidden states.
+        """
 
         def attend(
             prefix: ops.PagedPrefix,
@@ -206,17 +215,30 @@ class HSTU(UserModel):
             k: torch.Tensor,
             v: torch.Tensor,
         ) -> torch.Tensor:
-            ops.append_pages(prefix, k[new_rows], v[new_rows], new_offsets, starts=starts)
-            asked = (q, k[target_rows], v[target_rows], offsets, prefix, mask)
+            rows.append(prefix, k, v)
+            asked = (q, rows.of_targets(k), rows.of_targets(v), rows.offsets, prefix, mask)
             return ops.prefix_attention(*asked, bias=bias, **self._score)
 
-        # The rows of a sequence are its last keys.
-        ends = lengths_to_offsets(lengths + moved(targets, device))[1:]
-        shift = (ends - offsets[1:]).repeat_interleave(moved(rows, device), output_size=total)
-        keys = torch.arange(total, device=device) + shift
-        x = self.places(x, positions, clock.query_times, clock.timestamps[keys])
-        each = zip(prefixes, self.places.biases(clock), strict=True)
+        x = self.places(x, rows.positions, rows.clock.query_times, rows.own)
+        each = zip(prefixes, self.places.biases(rows.clock), strict=True)
         return self._pass(x, [partial(attend, prefix, bias) for prefix, bias in each])
+
+    def masked(self, mask: ops.Mask | None, context: torch.Tensor | int) -> ops.Mask | None:
+        """A mask of targets with what the config adds, on the model's device.
+
+        Args:
+            context: ``[B]`` int64 context tokens of each sequence, or ``B``: all have theirs.
+        """
+        config = self.config
+        if config.window:
+            mask = replace(
+                mask or ops.Mask(), window=config.window, min_full=config.min_full or None
+            )
+        if config.context:
+            if isinstance(context, int):
+                context = torch.full((context,), config.context_tokens, device=self.device)
+            mask = replace(mask or ops.Mask(), num_context=context)
+        return None if mask is None else mask.to(self.device)
 
     @property
     def _score(self) -> dict[str, Any]:
@@ -226,17 +248,6 @@ class HSTU(UserModel):
             "scale": 1.0 if research else self.config.head_dim**-0.5,
             "score_scale": 1.0 / self.config.max_tokens,
         }
-
-    def _mask(self, mask: ops.Mask | None, batch: int) -> ops.Mask | None:
-        config = self.config
-        if config.window:
-            mask = replace(
-                mask or ops.Mask(), window=config.window, min_full=config.min_full or None
-            )
-        if config.context:
-            count = torch.full((batch,), config.context_tokens, device=self.device)
-            mask = replace(mask or ops.Mask(), num_context=count)
-        return None if mask is None else mask.to(self.device)
 
     def _pass(self, x: torch.Tensor, attends: Sequence[Attend]) -> torch.Tensor:
         x = nn.functional.dropout(x, self.config.dropout, self.training)

@@ -60,6 +60,11 @@ class Places(nn.Module):
         )
         self.register_buffer("thresholds", thresholds, persistent=False)
 
+    @property
+    def reads_all_clocks(self) -> bool:
+        """Whether a row reads the clocks of its keys, not its own alone."""
+        return self.config.variant == "research" and self.config.time
+
     def biases(self, clock: Clock) -> list[ops.RelativeBias | None]:
         """Of each layer."""
         config = self.config

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch.utils._pytree import tree_flatten
 
 from pylum import Ragged, UserCache, generate, ops
-from pylum.cache import user_cache, warm
+from pylum.cache import user_cache
 from pylum.cache.pool import Pool
+from pylum.cache.warm import lum, questions, recording
 from tests.serving.tape import Noting, Tape
 from tests.serving.worlds import SCENES, event, history, model
 from tests.tolerance import MODEL
@@ -105,6 +106,7 @@ def test_each_size_is_recorded_once(tapes):
         generate(model(), ["u0"], {"scene": ["home"] * count}, cache=cache)
         assert len(tapes) == cache.stats["recordings"] == made
     assert cache.stats["replays"] == 7
+    assert [*cache._warm._recordings] == [recording.Size(2, rows, 2) for rows in (8, 12, 16)]
     generate(model(), ["u0", "u1"], {"scene": ["home"]}, query_time=1_900_000_000, cache=cache)
     generate(model(), list(histories), {"scene": ["home"]}, cache=cache)
     assert len(tapes) == 5
@@ -112,11 +114,10 @@ def test_each_size_is_recorded_once(tapes):
 
 def test_sizes():
     for count in range(1, 1200):
-        size = warm.bucket(count)
+        size = recording.bucket(count)
         assert count <= size <= max(2, count * 3 // 2)
-        assert warm.bucket(size) == size
-    assert len({warm.bucket(n) for n in range(1, warm.LARGEST + 1)}) == 20
-    assert warm.Size.of(3, 2, 5, True) == warm.Size(4, 8, 6, True)
+        assert recording.bucket(size) == size
+    assert len({recording.bucket(n) for n in range(1, questions.LARGEST + 1)}) == 20
 
 
 def test_what_appends_or_asks_nothing_is_not_recorded(tapes):
@@ -125,14 +126,14 @@ def test_what_appends_or_asks_nothing_is_not_recorded(tapes):
     generate(model(), {"u1": [*histories["u1"], event(3, 1_800_000_000)]}, ASK, cache=cache)
     generate(model(), ["u1"], {"scene": []}, cache=cache)
     assert not tapes
-    generate(model(), ["u0", "u1"], {"scene": ["cart"] * (warm.LARGEST // 2 + 1)}, cache=cache)
+    generate(model(), ["u0", "u1"], {"scene": ["cart"] * (questions.LARGEST // 2 + 1)}, cache=cache)
     assert not tapes
     generate(model(), ["u1"], ASK, cache=cache)
     assert len(tapes) == 1
 
 
 def test_no_more_sizes_than_there_is_room_for(tapes, monkeypatch):
-    monkeypatch.setattr(warm, "RECORDINGS", 1)
+    monkeypatch.setattr(questions, "RECORDINGS", 1)
     cache, _ = filled()
     generate(model(), ["u0"], {"scene": ["home"] * 3}, cache=cache)
     out = generate(model(), ["u0"], {"scene": ["home"] * 30}, cache=cache)
@@ -229,9 +230,9 @@ def test_the_pass_reads_no_value_and_stays_on_its_device(timed, dtype):
     the host or goes to it."""
     made = copy.deepcopy(model()).to(dtype).to("meta")
     with torch.no_grad():
-        recording = warm.Recording(made, Pool(made, 7), warm.Size(5, 12, 3, timed), Tape())
+        made_once = lum.LUMRecording(made, Pool(made, 7), recording.Size(5, 12, 3, timed), Tape())
         with Noting() as noting:
-            out = recording._pass()
+            out = made_once.work()
     assert out.shape == (12, made.dim) and out.device.type == "meta" and out.dtype == dtype
     names = [func.overloadpacket.__name__ for func, *_ in noting.calls]
     assert names.count("prefix_attention") == made.config.layers

@@ -1,4 +1,4 @@
-"""Warm questions as CUDA graphs: what they wait for, and that they answer as their kernels do."""
+"""Warm questions as CUDA graphs: what they wait for, and what is promised of their bits."""
 
 import copy
 from collections import Counter
@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
-from pylum import UserCache, generate
+from pylum import UserCache, generate, score
 from tests.cuda_emulator.library.worlds import ASK, histories, pair, there
+from tests.serving import test_hstu, test_score
 from tests.serving.worlds import SCENES, history, model
 from tests.tolerance import MODEL
 
@@ -56,3 +57,54 @@ def test_graphs_answer_as_their_kernels_one_by_one(device, precision):
         assert found.stats == expected.stats
     assert graphs.stats["replays"] == len(calls) + 1
     assert graphs.stats["recordings"] == 3 and not plain.stats["recordings"]
+
+
+def scenes(made, users, count, cache):
+    return generate(made, users, {"scene": (SCENES * 4)[:count]}, cache=cache).embeddings
+
+
+def next_items(made, users, count, cache):
+    """``count`` users, those given first."""
+    users = [*users, *(f"v{n}" for n in range(count - len(users)))]
+    return generate(made, users, cache=cache).embeddings
+
+
+def candidates(made, users, count, cache):
+    shown = [[f"i{n}" for n in range(count)], *([f"i{n}"] for n in range(len(users) - 1))]
+    return score(made, users, shown, cache=cache).values
+
+
+@pytest.mark.parametrize(
+    ("make", "ask"),
+    [
+        pytest.param(model, scenes, id="lum"),
+        pytest.param(test_hstu.model, next_items, id="hstu"),
+        pytest.param(lambda: test_hstu.model(variant="production"), next_items, id="production"),
+        pytest.param(lambda: test_score.model(layers=1), candidates, id="ranking"),
+    ],
+)
+def test_what_is_promised_of_bits(device, make, ask):
+    """The promises of :mod:`pylum.cache.warm`, one by one."""
+    theirs = there(make())
+    everyone = {"a": history(20, 1), "b": history(5, 2), "c": []}
+    everyone |= {f"v{n}": history(n, n) for n in range(7)}
+    graphs, plain = UserCache(theirs, 4096), UserCache(theirs, 4096, graphs=False)
+    for cache in (graphs, plain):
+        if ask is candidates:
+            score(theirs, everyone, ["i1"], cache=cache)
+        else:
+            generate(theirs, everyone, ASK if ask is scenes else None, cache=cache)
+    # Eight rows fill a size: the same kernels on the same shapes.
+    full = ask(theirs, ["a"], 8, graphs)
+    assert torch.equal(full, ask(theirs, ["a"], 8, plain))
+    assert graphs.stats["replays"] == 1
+    # Among calls of one size, whoever else is asked and however many rows are padding.
+    fewer = ask(theirs, ["a"], 7, graphs)
+    rows = 1 if ask is next_items else 7
+    assert torch.equal(fewer[:rows], full[:rows])
+    (recording,) = graphs._warm._recordings.values()
+    with torch.inference_mode():
+        assert torch.equal(recording.work()[:7].cpu(), fewer)
+    if ask is next_items:
+        assert torch.equal(ask(theirs, ["a", "b"], 8, graphs)[:1], full[:1])
+    assert graphs.stats["recordings"] == 1

@@ -32,6 +32,8 @@ def test_hstu_retrieval(device, changes):
         # Of the embeddings, scores and rows, after the weights were looked at once.
         assert device.waits is None or device.waits["cpu"] >= 3
     assert device.waits is None or device.waits == Counter({"cpu": 3})
+    # The context of an empty history is in no page: such a call is not recorded.
+    assert cache.stats["replays"] == ("context" not in changes)
 
 
 @pytest.mark.parametrize("variant", ["research", "production"])
@@ -51,3 +53,4 @@ def test_hstu_ranking(device, variant):
         found = score(theirs, histories(), shown, cache=cache).values
         torch.testing.assert_close(found, expected, atol=CLOSE, rtol=0)
     assert device.waits is None or (set(device.waits) == {"cpu"} and device.waits["cpu"] <= 2)
+    assert cache.stats["replays"] == 1
