@@ -72,7 +72,7 @@ def query(
         ValueError, TypeError: an argument is not as above; ``out`` holds another query.
     """
     if isinstance(delay, bool) or not isinstance(delay, (int, np.integer)) or delay < 0:
-        raise ValueError(f"delay must be a whole number of seconds, at least 0, got {delay!r}")
+        raise ValueError(f"delay must be a number of seconds, at least 0, got {delay!r}")
     delay = int(delay)
     if dtype not in store.DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(store.DTYPES)}, got {dtype!r}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("pylum", "DEF")
 
@@ -119,6 +120,8 @@ def register(
     LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"pylum::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.pylum, name)
+    if op.default._schema.is_mutable:
+        LIBRARY.impl(name, _mutating(op.default), "ADInplaceOrView", with_keyset=True)
     if backward is not None and setup_context is not None:
         if "[]" in schema:
             torch.library.register_autograd(
@@ -127,9 +130,8 @@ def register(
         else:
             implementation = _autograd(op.default, _once(name, backward), setup_context)
             LIBRARY.impl(name, implementation, "Autograd", with_keyset=True)
-    if op.default._schema.is_mutable:
-        LIBRARY.impl(name, _mutating(op.default), "ADInplaceOrView", with_keyset=True)
-    return op
+            return op
+    return _primal(name, op)
 
 
 def _autograd(
@@ -159,11 +161,34 @@ def _autograd(
             return *(gradients if isinstance(gradients, tuple) else (gradients,)), None
 
     def autograd(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_duals(op.__name__.partition(".")[0], args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return Recorded.apply(*args, keyset)
         return run(keyset, args)
 
     return autograd
+
+
+def _primal(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+    def primal(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_duals(name, args)
+        return op(*args)
+
+    return primal
+
+
+def _refuse_duals(name: str, args: tuple[Any, ...]) -> None:
+    # Without a rule of its own torch would take the derivative for zero.
+    tensors = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,))]
+    if any(
+        isinstance(t, torch.Tensor) and forward_ad.unpack_dual(t).tangent is not None
+        for t in tensors
+    ):
+        raise NotImplementedError(
+            f"pylum.ops.{name} has no forward-mode derivative: differentiate it by backward"
+        )
 
 
 def _mutating(op: Any) -> Callable[..., Any]:

@@ -82,7 +82,7 @@ def score_operands(
     if not silu and score_scale is not None:
         raise ValueError('score_scale must be None with score="softmax"')
     if scale is None:
-        scale = 1.0 if silu else 1 / math.sqrt(q.shape[-1])
+        scale = 1.0 if silu else 1 / math.sqrt(max(1, q.shape[-1]))
     if isinstance(score_scale, torch.Tensor):
         if score_scale.requires_grad:
             raise ValueError("score_scale has no gradient: detach it")

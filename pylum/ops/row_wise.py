@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -59,10 +60,12 @@ def row_wise_adagrad_(
         lr, eps: learning rate; added to the root.
 
     Raises:
-        ValueError: a shape, device, layout or index is not as above. On CUDA a bad index, or one
-            that bad offsets give to no bag, is left out and :func:`pylum.check` raises.
+        ValueError: a shape, device, layout or index is not as above, or ``lr`` is negative or not
+            finite. On CUDA a bad index, or one that bad offsets give to no bag, is left out and
+            :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
+    _check_rate(lr)
     with torch.no_grad():
         _adagrad(table, state, *_lists(uses), lr, eps)
 
@@ -100,14 +103,21 @@ def row_wise_adamw_(
         step: number of this step, from 1, for the bias correction.
 
     Raises:
-        ValueError: a shape, device, layout or index is not as above. On CUDA a bad index, or one
-            that bad offsets give to no bag, is left out and :func:`pylum.check` raises.
+        ValueError: a shape, device, layout or index is not as above, or ``lr`` is negative or not
+            finite. On CUDA a bad index, or one that bad offsets give to no bag, is left out and
+            :func:`pylum.check` raises.
         TypeError: a dtype is not as above.
     """
     if isinstance(step, int) and step < 1:
         raise ValueError(f"step must be at least 1, got {step}")
+    _check_rate(lr)
     with torch.no_grad():
         _adamw(table, moment, state, *_lists(uses), lr, *betas, eps, weight_decay, step)
+
+
+def _check_rate(lr):
+    if isinstance(lr, (int, float)) and not 0 <= lr < math.inf:
+        raise ValueError(f"lr must be finite and at least 0, got {lr}")
 
 
 def _lists(uses):

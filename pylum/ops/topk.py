@@ -43,10 +43,13 @@ def topk(
     Raises:
         ValueError: a shape, device, layout or row is not as above. On CUDA a query with a bad row
             in its lists has NaN scores and rows of -1, and :func:`pylum.check` raises.
-        TypeError: a dtype is not as above.
+        TypeError: a dtype or an argument is not as above.
     """
     if k < 0:
         raise ValueError(f"k must be at least 0, got {k}")
+    for name, rows in (("exclude", exclude), ("candidates", candidates)):
+        if rows is not None and not isinstance(rows, Ragged):
+            raise TypeError(f"{name} must be a pylum.Ragged or None, got {type(rows).__name__}")
     return _op(
         queries,
         items,
