@@ -29,12 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.accuracy.ml100k import before_the_end, compare, load, merged, metrics
+from benchmarks.accuracy.ml100k import before_the_end, load
+from benchmarks.accuracy.ml100k_settings import merged
+from benchmarks.accuracy.ml100k_table import PEERS, compare
+from benchmarks.accuracy.ranks import metrics
 from pylum import HSTU, HSTUConfig, Interactions, pretrain
 from pylum.train.validation import Validation
 
 OUT = Path(__file__).parent / "results" / "hstu_ml100k.json"
-PEERS = OUT.with_name("peers_ml100k.json")
 
 START: dict[str, Any] = {
     "config": {"dim": 64, "layers": 2, "heads": 2, "dropout": 0.2, "max_length": 200},

@@ -31,82 +31,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.accuracy.ml100k_settings import MOVES, START, TIMED_MOVES, merged
+from benchmarks.accuracy.ml100k_table import table
+from benchmarks.accuracy.ranks import metrics
 from pylum import LUM, Interactions, LUMConfig, pretrain
 from pylum.data import ItemTable
 from pylum.data.movielens import movielens_100k
 from pylum.data.protocols import part
-from pylum.evaluate.intervals import bootstrap
-from pylum.evaluate.metrics import hit_rate, ndcg, ranks
+from pylum.evaluate.metrics import ranks
 from pylum.ragged import Ragged, lengths_to_offsets
 from pylum.train.validation import Validation
 
 OUT = Path(__file__).parent / "results" / "lum_ml100k.json"
-PEERS = OUT.with_name("peers_ml100k.json")
-
-START: dict[str, Any] = {
-    "data": "ids",
-    "config": {"dim": 64, "layers": 2, "dropout": 0.4, "max_length": 200},
-    "run": {"epochs": 30, "lr": 3e-3, "batch_tokens": 8192},
-}
-MOVES: list[dict[str, Any]] = [
-    {},
-    {"config": {"temperature": 0.07}},
-    {"config": {"dropout": 0.3}},
-    {"config": {"layers": 1}},
-    {"run": {"lr": 1e-3}},
-    {"config": {"heads": 2}},
-    {"config": {"dropout": 0.3, "heads": 2}},
-    {"config": {"dropout": 0.2}},
-    {"config": {"dropout": 0.3}, "run": {"batch_tokens": 4096}},
-    {"config": {"dropout": 0.3, "heads": 2, "temperature": 0.07}},
-    {"config": {"dropout": 0.3, "any_targets": True}},
-    {"config": {"dropout": 0.3}, "run": {"weight_decay": 0.3}},
-    {"config": {"dropout": 0.3, "heads": 4}},
-    {"config": {"dropout": 0.3, "initial_scale": 0.05}},
-    {"config": {"dropout": 0.2, "heads": 2}},
-    {"config": {"dropout": 0.2}, "run": {"weight_decay": 0.3}},
-    {"config": {"dropout": 0.2}, "run": {"batch_tokens": 4096}},
-    {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0}},
-    {"config": {"dropout": 0.1}, "run": {"weight_decay": 0.3}},
-    {"config": {"dropout": 0.2, "temperature": 0.07}, "run": {"weight_decay": 0.3}},
-    {"config": {"dropout": 0.2}, "run": {"weight_decay": 0.3, "batch_tokens": 4096}},
-    {"config": {"dropout": 0.2}, "run": {"weight_decay": 3.0}},
-    {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0, "batch_tokens": 4096}},
-    {"config": {"dropout": 0.2, "heads": 2}, "run": {"weight_decay": 1.0}},
-    {"config": {"dropout": 0.3}, "run": {"weight_decay": 1.0}},
-    {"config": {"dropout": 0.2, "width": 96}, "run": {"weight_decay": 1.0}},
-    {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0, "batch_tokens": 2048}},
-    {"config": {"dropout": 0.2}, "run": {"weight_decay": 1.0, "batch_tokens": 4096, "epochs": 45}},
-    {
-        "data": "ids, ratings",
-        "config": {"dropout": 0.2},
-        "run": {"weight_decay": 1.0, "batch_tokens": 4096},
-    },
-    {
-        "data": "ids, genres, year",
-        "config": {"dropout": 0.2},
-        "run": {"weight_decay": 1.0, "batch_tokens": 4096},
-    },
-    {"config": {"dropout": 0.2, "layers": 3}, "run": {"weight_decay": 1.0, "batch_tokens": 2048}},
-    {"config": {"dropout": 0.2, "dim": 48}, "run": {"weight_decay": 1.0, "batch_tokens": 2048}},
-    {
-        "config": {"dropout": 0.2},
-        "run": {"weight_decay": 1.0, "batch_tokens": 2048, "lr": 5e-3},
-    },
-]
-# With query time: the settings of the best so far without.
-TIMED_MOVES: list[dict[str, Any]] = [
-    {"config": {"dropout": 0.2, "query_time": True}, "run": {"weight_decay": 1.0}},
-    {
-        "data": "ids, ratings",
-        "config": {"dropout": 0.2, "query_time": True},
-        "run": {"weight_decay": 1.0, "batch_tokens": 4096},
-    },
-    {
-        "config": {"dropout": 0.2, "query_time": True},
-        "run": {"weight_decay": 1.0, "batch_tokens": 2048},
-    },
-]
 
 
 def load(content: str) -> Interactions:
@@ -119,13 +55,6 @@ def load(content: str) -> Interactions:
     if "ratings" not in content:
         schema = replace(schema, outcomes=())
     return replace(data, schema=schema, items=items)
-
-
-def merged(settings: dict[str, Any], move: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: {**value, **move.get(key, {})} if isinstance(value, dict) else move.get(key, value)
-        for key, value in settings.items()
-    }
 
 
 def fit(
@@ -157,16 +86,6 @@ def asked(model: LUM, part: Interactions) -> Validation:
         seed=0,
         query_time=model.config.query_time,
     )
-
-
-def metrics(found: np.ndarray) -> dict[str, float]:
-    """Of 1-based ranks."""
-    hit = found <= 10
-    return {
-        "HR@10": round(float(hit.mean()), 5),
-        "NDCG@10": round(float((hit / np.log2(found + 1)).mean()), 5),
-        "MRR": round(float((1 / found).mean()), 5),
-    }
 
 
 def before_the_end(data: Interactions) -> tuple[Interactions, Interactions]:
@@ -317,61 +236,6 @@ def oracle(seeds: list[int]) -> None:
         update(lambda result, e=entry, s=seed: result["oracle"].update({str(s): e}))
 
 
-def table() -> None:
-    """Means over seeds and users, and LUM less each peer, on the users and seeds both have."""
-    ours, theirs = recorded(), json.loads(PEERS.read_text())
-    place = {user: i for i, user in enumerate(ours["users"])}
-    order = [place[user] for user in theirs["users"]]
-
-    def of_peers(key: str) -> dict[str, np.ndarray]:
-        found = {}
-        for name, model in theirs["final"].items():
-            seeds = [run[key] for run in model["seeds"].values() if key in run]
-            if seeds:
-                found[name] = np.empty((len(seeds), len(order)), np.int64)
-                found[name][:, order] = seeds
-        return found
-
-    rows = {
-        name: np.array([run["ranks"] for run in model["seeds"].values()])
-        for name, model in ours["final"].items()
-    }
-    for first in rows:
-        compare(f"loo-full, full catalogue, {first} beside each", rows, of_peers("ranks"), first)
-    runs = list(ours["oracle"].values())
-    kept = runs[0]["kept"]
-    names = {"genre": "LUM(genre)", "any": "LUM(ANY)", "popularity": "popularity"}
-    rows = {
-        shown: np.array([run[f"{key}, among genre"]["ranks"] for run in runs])
-        for key, shown in names.items()
-    }
-    peers = {name: found[:, kept] for name, found in of_peers("ranks_among_genre").items()}
-    peers.pop("popularity", None)
-    compare("among the films of the target's genre", rows, peers, "LUM(genre)")
-
-
-def compare(
-    title: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], first: str
-) -> None:
-    """``[seeds, users]`` 1-based ranks of each model."""
-    every = {**ours, **theirs}
-    print(f"{title}: {next(iter(every.values())).shape[1]} users")
-    for name, found in every.items():
-        scores = {"HR@10": hit_rate(found - 1, 10), "NDCG@10": ndcg(found - 1, 10)}
-        line = f"  {name:14}{len(found):2} seeds"
-        for metric, values in scores.items():
-            line += f"  {metric} {values.mean():.4f}"
-            if name != first:
-                best = (hit_rate if metric == "HR@10" else ndcg)(every[first] - 1, 10)
-                seeds = min(len(best), len(values))
-                users = np.arange(values.shape[1])
-                less = bootstrap(best[:seeds], users, against=values[:seeds])
-                line += (
-                    f" ({first} less this: {less.value:+.4f} [{less.low:+.4f}, {less.high:+.4f}])"
-                )
-        print(line)
-
-
 def recorded() -> dict[str, Any]:
     if OUT.exists():
         return json.loads(OUT.read_text())
@@ -418,7 +282,7 @@ def main() -> None:
     elif options.command == "oracle":
         oracle(options.seeds)
     else:
-        table()
+        table(recorded())
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from benchmarks.accuracy.loo_split import (
     load_genres,
     load_ml100k,
 )
+from benchmarks.accuracy.ranks import metrics
 
 OUT = Path(__file__).parent / "results" / "peers_ml100k.json"
 ITEMS = 1682
@@ -146,15 +147,6 @@ class Split:
             extra["context"] = target.drop(columns=Columns.Item)
         users = target[Columns.User].to_numpy()
         return model.recommend(users, self._before(left), k=k, filter_viewed=True, **extra)
-
-
-def metrics(ranks: np.ndarray) -> dict[str, float]:
-    hit = ranks <= 10
-    return {
-        "HR@10": round(float(hit.mean()), 5),
-        "NDCG@10": round(float((hit / np.log2(ranks + 1)).mean()), 5),
-        "MRR": round(float((1 / ranks).mean()), 5),
-    }
 
 
 def build(name: str, settings: dict, seed: int):

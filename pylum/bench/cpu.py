@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pylum import _C
@@ -84,32 +85,50 @@ def measure(
     }
     clock = time.thread_time if processor_time else time.perf_counter
     times = interleaved(calls, seconds=seconds, least=least, clock=clock)
-    quartiles = {name: np.percentile(ms, [25, 50, 75]) for name, ms in times.items()}
-    gflops = 2 * GEMM**3 / quartiles[PRODUCT][1] / 1e6
+    medians = {name: float(np.median(ms)) for name, ms in times.items()}
+    gflops = 2 * GEMM**3 / medians[PRODUCT] / 1e6
     # One thread's: the op has as many as torch.
-    registers = _C.multiply_adds(pairs, STEPS)[1] / quartiles[REGISTERS][1] / 1e6
+    registers = _C.multiply_adds(pairs, STEPS)[1] / medians[REGISTERS] / 1e6
     registers *= torch.get_num_threads()
-    gbytes = 4 * len(read) / quartiles[READ][1] / 1e6
-    highest = max(gflops, registers)
-    ceiling = max(entry.flops / highest, entry.bytes / gbytes) / 1e6
-    peer = min(entry.peers, key=lambda name: quartiles[name][1])
+    gbytes = 4 * len(read) / medians[READ] / 1e6
+    return judged(entry, times, [*entry.peers], max(gflops, registers), gbytes) | {
+        "clock": "processor" if processor_time else "wall",
+        "probe_gflops": round(gflops, 1),
+        "probe_multiply_adds": round(registers, 1),
+        "probe_gbytes": round(gbytes, 2),
+    }
+
+
+def judged(
+    entry: Entry,
+    times: dict[str, npt.NDArray[np.float64]],
+    peers: list[str],
+    gflops: float,
+    gbytes: float,
+) -> dict[str, Any]:
+    """What a row has on every device: quartiles, the fastest peer, the share, the verdict.
+
+    Args:
+        times: milliseconds of each contestant's calls.
+        peers: names of ``times``.
+        gflops, gbytes: rates of the ceiling.
+    """
+    quartiles = {name: np.percentile(ms, [25, 50, 75]) for name, ms in times.items()}
+    peer = min(peers, key=lambda name: quartiles[name][1])
     ours = quartiles[OURS][1]
+    computing, moving = entry.flops / gflops, entry.bytes / gbytes
     row = {
         "op": entry.op,
         "case": entry.case,
         "goal": entry.goal,
         "share_goal": entry.share,
         "either": entry.either,
-        "ms": {name: [round(float(x), 4) for x in q] for name, q in quartiles.items()},
+        "ms": {name: [round(float(x), 5) for x in q] for name, q in quartiles.items()},
         "runs": len(times[OURS]),
-        "clock": "processor" if processor_time else "wall",
         "peer": peer,
         "ratio": round(float(quartiles[peer][1] / ours), 3),
-        "share": round(float(ceiling / ours), 3),
-        "bound": "flops" if entry.flops / highest >= entry.bytes / gbytes else "bytes",
-        "probe_gflops": round(float(gflops), 1),
-        "probe_multiply_adds": round(float(registers), 1),
-        "probe_gbytes": round(float(gbytes), 2),
+        "share": round(float(max(computing, moving) / 1e6 / ours), 3),
+        "bound": "flops" if computing >= moving else "bytes",
     }
     return row | {"met": met(row)}
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pylum.bench import cuda_attention, cuda_rows
-from pylum.bench.cpu import OURS, PRODUCT, line, met
+from pylum.bench.cpu import OURS, PRODUCT, judged, line
 from pylum.bench.entry import Entry, chosen
 
 COPY = "copy probe"
@@ -77,31 +77,15 @@ def measure(
     if not peers:
         peers = {"nobody": lambda: None}
     times = _turns({OURS: entry.ours, **peers, **probes}, seconds, device, cold)
-    quartiles = {name: np.percentile(ms, [25, 50, 75]) for name, ms in times.items()}
-    gflops = 2 * size**3 / quartiles[PRODUCT][1] / 1e6
-    gbytes = 2 * count / quartiles[COPY][1] / 1e6
-    ceiling = max(entry.flops / gflops, entry.bytes / gbytes) / 1e6
-    peer = min(peers, key=lambda name: quartiles[name][1])
-    ours = quartiles[OURS][1]
-    row = {
-        "op": entry.op,
-        "case": entry.case,
-        "goal": entry.goal,
-        "share_goal": entry.share,
-        "either": entry.either,
-        "ms": {name: [round(float(x), 5) for x in q] for name, q in quartiles.items()},
-        "runs": len(times[OURS]),
+    gflops = 2 * size**3 / float(np.median(times[PRODUCT])) / 1e6
+    gbytes = 2 * count / float(np.median(times[COPY])) / 1e6
+    return judged(entry, times, [*peers], gflops, gbytes) | {
         "clock": "host" if device.type == "cpu" else "cold events" if cold else "events",
-        "peer": peer,
         "refused": refused,
-        "ratio": round(float(quartiles[peer][1] / ours), 3),
-        "share": round(float(ceiling / ours), 3),
-        "bound": "flops" if entry.flops / gflops >= entry.bytes / gbytes else "bytes",
-        "tflops": round(float(entry.flops / ours / 1e9), 2),
-        "probe_gflops": round(float(gflops), 1),
-        "probe_gbytes": round(float(gbytes), 2),
+        "tflops": round(float(entry.flops / np.median(times[OURS]) / 1e9), 2),
+        "probe_gflops": round(gflops, 1),
+        "probe_gbytes": round(gbytes, 2),
     }
-    return row | {"met": met(row)}
 
 
 def _willing(

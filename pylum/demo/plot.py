@@ -7,6 +7,7 @@ from typing import Any
 
 from pylum.demo.accuracy import K, Row
 from pylum.demo.cost import Cost
+from pylum.figures import save
 
 
 def plot(
@@ -51,9 +52,5 @@ def plot(
     for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=130, format="png")
-    plt.close(figure)
-    temporary.replace(path)
+    save(figure, path, dpi=130)
     return True

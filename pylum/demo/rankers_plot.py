@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pylum.evaluate.impressions import Comparison
+from pylum.figures import save
 from pylum.rank.arms import ALL, ARMS, BASE, BOTH_ALL, MISSING, rankers_of
 
 COLOURS = {
@@ -73,11 +74,7 @@ def plot(path: Path, title: str, found: Comparison) -> bool:
     note = "Lines at the gains: 95 % intervals, paired bootstrap over users and seeds."
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color="#555555")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=120, format="png")
-    plt.close(figure)
-    aside.replace(path)
+    save(figure, path, dpi=120)
     return True
 
 

@@ -14,7 +14,8 @@ import torch
 from pylum.data.interactions import Interactions
 from pylum.evaluate.floors import mean_floors
 from pylum.evaluate.impressions import METRICS, Comparison, compare
-from pylum.evaluate.intervals import SAMPLES, Interval
+from pylum.evaluate.intervals import SAMPLES
+from pylum.evaluate.report import aligned, signed
 from pylum.knowledge import Knowledge
 from pylum.rank.ranker import Ranker
 from pylum.rank.schema import Schema
@@ -224,36 +225,24 @@ def table(title: str, found: Comparison) -> str:
         cells = [f"{row[m].value:.4f}" if m in row else "" for m in METRICS]
         if "AUC" in row:
             cells[0] = str(row["AUC"])
-        lines.append([name, *cells, _signed(over[name]["AUC"]) if name in over else ""])
+        lines.append([name, *cells, signed(over[name]["AUC"]) if name in over else ""])
     rest = {pair: row for pair, row in found.gains.items() if not pair[1].endswith(f" {BASE}")}
     out = [
         f"{title}: {found.rows:,} rows of {found.users:,} users, {found.rate:.1%} positive, "
         f"{found.seeds} {'seed' if found.seeds == 1 else 'seeds'}",
-        *_aligned(lines),
+        *aligned(lines),
     ]
     if rest:
         asked = [["", "AUC"]]
         for (name, base), row in rest.items():
             ranker = next(r for r in rankers_of(found) if base.startswith(f"{r} "))
-            asked.append([f"{name} over {base.removeprefix(ranker + ' ')}", _signed(row["AUC"])])
-        out += ["", *_aligned(asked)]
+            asked.append([f"{name} over {base.removeprefix(ranker + ' ')}", signed(row["AUC"])])
+        out += ["", *aligned(asked)]
     out.append("Brackets: 95 % intervals, paired bootstrap over users and seeds.")
     shown = [[n, text] for n, text in MEANING.items() if any(c.endswith(f" {n}") for c in over)]
-    return "\n".join([*out, *(_aligned(shown) if shown else [])])
+    return "\n".join([*out, *(aligned(shown) if shown else [])])
 
 
 def rankers_of(found: Comparison) -> list[str]:
     """Names of the rankers that were compared."""
     return [name.removesuffix(f" {BASE}") for name in found.values if name.endswith(f" {BASE}")]
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def _signed(gain: Interval) -> str:
-    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"

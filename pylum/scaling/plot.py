@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from pylum.figures import save
 from pylum.scaling.fit import ScalingFit
 
 
@@ -36,11 +36,4 @@ def save_plot(
     axes.legend(frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    path = Path(path)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        figure.savefig(aside, dpi=150)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-        plt.close(figure)
+    save(figure, path, dpi=150)

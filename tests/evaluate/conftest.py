@@ -1,11 +1,3 @@
-import pytest
-import torch
+from tests.one_thread import one_thread
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small work: a team of threads costs more than it saves, and on busy cores far more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]

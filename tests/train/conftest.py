@@ -1,11 +1,3 @@
-import pytest
-import torch
+from tests.one_thread import one_thread
 
-
-@pytest.fixture(autouse=True, scope="package")
-def _one_thread():
-    """Tiny steps on contended cores wait for their team of threads longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]
