@@ -17,10 +17,12 @@ from pylum.generation.catalogue import catalogue
 from pylum.generation.limits import coded_rows, select, translate
 from pylum.generation.spread import spread
 from pylum.model import LUM
+from pylum.modes import on_host
 from pylum.ragged import Ragged, lengths_to_offsets
 from pylum.transfer import moved
 
 
+@on_host
 class ItemIndex:
     """The items a query may be answered with, searched exactly.
 
@@ -123,7 +125,7 @@ class ItemIndex:
                 coded = translate(known.rows, None)
             limits.append(coded)
         with torch.inference_mode():
-            asked = moved(queries.to(self.vectors.dtype), self.vectors.device)
+            asked = moved(queries.to(self.vectors.dtype).contiguous(), self.vectors.device)
             scores, rows = select(asked, self.vectors, k, *limits)
         places = rows.numpy().reshape(-1)
         items = np.empty(len(places), dtype=np.object_)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property, wraps
+from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
 
 CPU = torch.device("cpu")
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -24,3 +28,33 @@ def learning(device: torch.device = CPU) -> Iterator[None]:
     """Gradients are taken and nothing is rounded, whatever mode the caller is in."""
     with torch.inference_mode(False), torch.enable_grad(), autocast_off(device):
         yield
+
+
+def on_host(made: Made) -> Made:
+    """A function, or a class with its public methods, that makes tensors on the host where it names
+    no device, whatever :func:`torch.set_default_device` says: data is read and packed there."""
+    if not isinstance(made, type):
+        return _on_host(made)
+    for name, value in list(vars(made).items()):
+        if name.startswith("_") and name != "__init__":
+            continue
+        if isinstance(value, classmethod | staticmethod):
+            setattr(made, name, type(value)(_on_host(value.__func__)))
+        elif isinstance(value, property):
+            setattr(made, name, property(_on_host(value.fget)))
+        elif isinstance(value, cached_property):
+            value.func = _on_host(value.func)
+        elif isinstance(value, FunctionType):
+            setattr(made, name, _on_host(value))
+    return made
+
+
+def _on_host(call: Any) -> Any:
+    @wraps(call)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if torch.get_default_device() == CPU:
+            return call(*args, **kwargs)
+        with CPU:
+            return call(*args, **kwargs)
+
+    return called

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from pylum.modes import on_host
 from pylum.transfer import moved
 
 
+@on_host
 @dataclass(frozen=True)
 class Ragged:
     """``B`` rows of different lengths: row ``b`` is ``values[offsets[b] : offsets[b + 1]]``.

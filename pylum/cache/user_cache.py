@@ -24,9 +24,11 @@ from pylum.data.histories import Histories, OnUnknown
 from pylum.generation.asking import asking
 from pylum.generation.packing import Asking, Candidates, Questions, answer, windows
 from pylum.model import LUM, UserModel
+from pylum.modes import on_host
 from pylum.transfer import moved
 
 
+@on_host
 class UserCache:
     """Keeps the keys and values of histories, so that only what is new is computed.
 

@@ -16,11 +16,13 @@ from pylum.data.reading import code_field
 from pylum.data.schema import Field, Schema
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
+from pylum.modes import on_host
 from pylum.ragged import lengths_to_offsets
 
 OnUnknown = Literal["oov", "drop", "raise"]
 
 
+@on_host
 @dataclass(frozen=True, eq=False)
 class Histories:
     """``B`` users' behaviours, oldest first, coded by vocabularies that keep every raw id.

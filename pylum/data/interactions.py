@@ -22,11 +22,13 @@ from pylum.data.schema import Field, Schema
 from pylum.data.tables import Columns, FieldSpec, as_table, field_specs
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
+from pylum.modes import on_host
 from pylum.ragged import Ragged, lengths_to_offsets
 
 MEMORY_LIMIT = 1 << 30
 
 
+@on_host
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """Behaviours sorted by (user, time, original row), coded, with what gives the codes meaning.

@@ -24,11 +24,13 @@ from pylum.evaluate.scoring import (
 )
 from pylum.generation.request import BATCH_TOKENS
 from pylum.model import HSTU, UserModel
+from pylum.modes import on_host
 
 PROTOCOLS = ("loo-full", "global-time")
 RANKING = (*PROTOCOLS, "rest-auc", "din-auc")
 
 
+@on_host
 def evaluate(
     model: UserModel | Sequence[UserModel],
     test: Interactions,

@@ -15,6 +15,7 @@ from pylum.funnel.candidates import Candidates, Rows, Scores
 from pylum.funnel.recall import Recall, together
 from pylum.funnel.rerank import Rerank
 from pylum.funnel.scores import Scorer
+from pylum.modes import on_host
 
 STAGES = ("recall", "prerank", "rank", "rerank")
 
@@ -72,6 +73,7 @@ class Audit:
         return "\n".join(lines)
 
 
+@on_host
 class Funnel:
     """From the whole catalogue to a slate.
 

@@ -19,6 +19,7 @@ from pylum.generation.limits import limits, select, translate
 from pylum.generation.packing import Questions, answer, window_starts, windows
 from pylum.generation.result import Generation, concatenate
 from pylum.model import HSTU, UserModel
+from pylum.modes import on_host
 from pylum.ops.pages import PAGE
 from pylum.transfer import moved
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 65536
 
 
+@on_host
 def generate(
     model: UserModel,
     histories: Histories | Interactions | Mapping[Any, Any] | list[Any],
@@ -92,6 +94,7 @@ def generate(
     return concatenate(list(parts))
 
 
+@on_host
 def generate_batches(
     model: UserModel,
     histories: Histories | Interactions | Mapping[Any, Any] | list[Any],
@@ -210,6 +213,7 @@ class _Request:
         for (start, stop), (_, after) in zip(spans, [*spans[1:], (0, 0)], strict=True):
             yield self._batch(start, stop, after)
 
+    @on_host
     def _batch(self, start: int, stop: int, after: int) -> Generation:
         """Users ``start`` to ``stop``; those to ``after`` are the next."""
         asked = self.conditions.users(start, stop)

@@ -21,6 +21,7 @@ from pylum.generation.packing import answer, window_starts, windows
 from pylum.generation.prefixes import spans
 from pylum.generation.spread import spread
 from pylum.model import HSTU
+from pylum.modes import on_host
 from pylum.ragged import Ragged, lengths_to_offsets
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ MICRO_BATCH = 2048
 PAGE = 64
 
 
+@on_host
 def score(
     model: HSTU,
     histories: Histories | Interactions | Mapping[Any, Any] | list[Any],

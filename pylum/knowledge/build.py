@@ -24,11 +24,13 @@ from pylum.knowledge import store
 from pylum.knowledge.as_of import Moments, moments, visible_before
 from pylum.knowledge.knowledge import Knowledge
 from pylum.model import LUM
+from pylum.modes import on_host
 from pylum.progress import counted
 
 PART_QUESTIONS = 1 << 18  # answers of a file, at least
 
 
+@on_host
 def query(
     model: LUM,
     data: Any,

@@ -21,10 +21,12 @@ from pylum.index import encode_items
 from pylum.knowledge import store
 from pylum.knowledge.latest import Moments
 from pylum.model import LUM
+from pylum.modes import on_host
 
 MEMORY_LIMIT = 1 << 30
 
 
+@on_host
 @dataclass(frozen=True, eq=False)
 class Knowledge:
     """Answers to ``N`` conditions at ``R`` moments (section 3.3 of arXiv 2502.08309).

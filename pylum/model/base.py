@@ -22,6 +22,7 @@ from pylum.model.config import ModelConfig
 from pylum.model.encoder import ConditionEncoder, ItemEncoder, OutcomeEncoder
 from pylum.model.files import read_folder, write_folder
 from pylum.model.record import TrainingRecord
+from pylum.modes import on_host
 from pylum.ops._library import TORCH_PATHS
 
 TORCH_PATHS[__name__] = "projections of hidden states and items to answers"
@@ -193,6 +194,7 @@ class UserModel(nn.Module):
         write_folder(path, about, {**self.state_dict(), "record.events": events}, more)
 
     @classmethod
+    @on_host
     def from_pretrained(
         cls: type[Model], path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
     ) -> Model:

@@ -22,6 +22,7 @@ from pylum.model.hstu_config import HSTUConfig
 from pylum.model.hstu_layer import Attend, HSTULayer
 from pylum.model.hstu_places import Clock, Places
 from pylum.model.hstu_tasks import TaskHead
+from pylum.modes import on_host
 from pylum.transfer import moved
 
 
@@ -49,6 +50,7 @@ class HSTU(UserModel):
     config_class = HSTUConfig
     config: HSTUConfig
 
+    @on_host
     def __init__(
         self, config: HSTUConfig, schema: Schema, vocabs: Vocabs, items: ItemTable
     ) -> None:

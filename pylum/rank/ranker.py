@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
-from pylum.modes import autocast_off, learning
+from pylum.modes import autocast_off, learning, on_host
 from pylum.rank import training
 from pylum.rank.answers import Batches
 from pylum.rank.coding import Coder
@@ -32,6 +32,7 @@ VOCABS = "vocabs.arrow"
 PREDICT_ROWS = 8192
 
 
+@on_host
 class Ranker:
     """Predicts the probability of a label of 1 for each row.
 

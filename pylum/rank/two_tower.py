@@ -19,7 +19,7 @@ from pylum.data.vocab import Vocab
 from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
-from pylum.modes import autocast_off, learning
+from pylum.modes import autocast_off, learning, on_host
 from pylum.rank.coding import Coder
 from pylum.rank.joining import Joined, join
 from pylum.rank.known import Known, KnownSizes
@@ -35,6 +35,7 @@ VOCABS = "vocabs.arrow"
 PREDICT_ROWS = 8192
 
 
+@on_host
 class TwoTower:
     """Finds items for a row's user and moment; trained on rows whose label is 1.
 

@@ -25,6 +25,7 @@ from pylum.generation import Generation, generate
 from pylum.knowledge import Knowledge
 from pylum.knowledge.knowledge import condition_to_json
 from pylum.model import LUM
+from pylum.modes import on_host
 from pylum.serving.entry import key_of, pack, prefix_of, unpack
 from pylum.serving.read_log import ReadLog
 from pylum.serving.stores import SqliteStore, Store
@@ -72,6 +73,7 @@ class Served:
         )
 
 
+@on_host
 class KnowledgeCache:
     """Live answers of one model over those computed offline.
 

@@ -18,7 +18,7 @@ from pylum.model.hstu import HSTU
 from pylum.model.hstu_config import HSTUConfig
 from pylum.model.lum import LUM
 from pylum.model.record import TrainingRecord
-from pylum.modes import learning
+from pylum.modes import learning, on_host
 from pylum.train.objective import Objective
 from pylum.train.progress import Reporter
 from pylum.train.ranking import RankingObjective, RankingValidation
@@ -29,6 +29,7 @@ EPOCHS_WITHOUT_VALID = 30
 MOST_EPOCHS = 200
 
 
+@on_host
 def pretrain(
     cfg: LUMConfig | HSTUConfig,
     train: Interactions,

@@ -1,14 +1,20 @@
 """What is asked of models on the device is answered as on the CPU."""
 
+import copy
+
 import pytest
 import torch
 
 import pylum
-from pylum import ItemIndex, UserCache, generate
+from pylum import ItemIndex, UserCache, generate, score
 from pylum.knowledge import query
 from tests.cuda_emulator.library.worlds import ASK, CLOSE, histories, pair, same, there
 from tests.second_device import CUDA
-from tests.serving.worlds import SCENES, data, item_table
+from tests.serving import test_hstu, test_score
+from tests.serving.worlds import SCENES, data, history, item_table, model
+from tests.tolerance import MODEL
+
+SHORT = {f"u{n}": history(n, seed=n) for n in (0, 5, 33)}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +34,43 @@ def test_generate(device, options):
     with device.host():
         expected = generate(mine, histories(), ASK, **options)
     same(generate(theirs, histories(), ASK, **options), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "ask"),
+    [
+        pytest.param(
+            model,
+            lambda made, **more: generate(made, SHORT, ASK, k=0, **more).embeddings,
+            id="lum",
+        ),
+        pytest.param(
+            test_hstu.model,
+            lambda made, **more: generate(made, SHORT, k=0, **more).embeddings,
+            id="hstu",
+        ),
+        pytest.param(
+            lambda: test_score.model(layers=1),
+            lambda made, **more: score(made, SHORT, ["i1", "i2"], **more).values,
+            id="ranking",
+        ),
+    ],
+)
+def test_float16(device, make, ask):
+    """As in float32, whole and cached; the host has no kernels for it and says so."""
+    with device.host():
+        expected = ask(make())
+        with pytest.raises(TypeError, match=r"must be float32 or bfloat16, got .* float16"):
+            ask(copy.deepcopy(make()).half())
+    if not device.pages_are_of_cuda:
+        return
+    theirs = there(copy.deepcopy(make()).half())
+    cache = UserCache(theirs, 4096)
+    for more in ({}, {"cache": cache}, {"cache": cache}):
+        found = ask(theirs, **more)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, atol=MODEL[torch.float16], rtol=0)
+    assert cache.stats["replays"] == 1
 
 
 def test_grouped_is_alone_and_the_cache_changes_nothing(device):
