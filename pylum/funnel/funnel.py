@@ -87,7 +87,9 @@ class Funnel:
         exclude: gives, of raw user ids, the rows that each must not be shown.
 
     Raises:
-        ValueError: a budget is missing, below 1, or larger than that of the stage before.
+        ValueError: a budget is missing, below 1, or larger than that of the stage before; or the
+            groups or vectors of ``rerank`` are not of all ``items``.
+        TypeError: a budget is no integer.
     """
 
     def __init__(
@@ -104,6 +106,8 @@ class Funnel:
         if sorted(budgets) != sorted(STAGES[:3]):
             raise ValueError(f"budgets must name {', '.join(STAGES[:3])}, got {sorted(budgets)}")
         sizes = [budgets[stage] for stage in STAGES[:3]]
+        for stage, size in zip(STAGES, sizes, strict=False):
+            _check_count(f"budgets[{stage!r}]", size)
         if min(sizes) < 1 or sizes != sorted(sizes, reverse=True):
             raise ValueError(f"budgets must be at least 1 and not grow, got {dict(budgets)}")
         self.sources = list(recall) if isinstance(recall, Sequence) else [recall]
@@ -112,6 +116,8 @@ class Funnel:
         self.prerank, self.rank, self.rerank = prerank, rank, rerank
         self.budgets, self.exclude = dict(budgets), exclude
         self.items = np.array([*items, None], dtype=object)[:-1]
+        if isinstance(rerank, Rerank):
+            rerank.check(len(self.items))
 
     def recommend(self, users: Sequence[Any], k: int = 10) -> Recommendation:
         """A slate of at most ``k`` items for each user.
@@ -121,8 +127,9 @@ class Funnel:
             k: at most the budget of the rank stage.
 
         Raises:
-            ValueError: ``k`` is out of range, or a stage gave a NaN, another number of scores, or
-                an item it may not.
+            ValueError: ``k`` is out of range, a stage gave a NaN, another number of scores, or
+                an item it may not, or ``exclude`` gave rows that are none.
+            TypeError: ``users`` is no list, or ``k`` no integer.
         """
         return self._run(listed(users), k)[0]
 
@@ -152,9 +159,10 @@ class Funnel:
     def _run(
         self, users: list[Any], k: int
     ) -> tuple[Recommendation, dict[str, list[Rows]], list[Rows]]:
+        _check_count("k", k)
         if not 1 <= k <= self.budgets["rank"]:
             raise ValueError(f"k must be in [1, {self.budgets['rank']}], got {k}")
-        exclude = self.exclude(users) if self.exclude else [np.empty(0, np.int64)] * len(users)
+        exclude = self._excluded(users)
         clock = [time.perf_counter()]
         found = together(self.sources, users, self.budgets["recall"], exclude)
         self._check(found, exclude)
@@ -182,6 +190,23 @@ class Funnel:
         seconds = dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
         return Recommendation(users, items, values, sizes, seconds), stages, exclude
 
+    def _excluded(self, users: list[Any]) -> list[Rows]:
+        if self.exclude is None:
+            return [np.empty(0, np.int64)] * len(users)
+        given = [np.asarray(rows) for rows in self.exclude(users)]
+        if len(given) != len(users):
+            raise ValueError(f"exclude must give rows for {len(users)} users, got {len(given)}")
+        for user, rows in zip(users, given, strict=True):
+            if len(rows) and not (
+                np.issubdtype(rows.dtype, np.integer)
+                and 0 <= rows.min() <= rows.max() < len(self.items)
+            ):
+                raise ValueError(
+                    f"exclude must give rows in [0, {len(self.items)}), got {rows[:3].tolist()} "
+                    f"for user {user!r}"
+                )
+        return [rows.astype(np.int64) for rows in given]
+
     def _scores(self, stage: str, candidates: Candidates) -> Scores:
         scores = np.asarray(getattr(self, stage)(candidates), np.float32)
         if scores.shape != (len(candidates),):
@@ -204,3 +229,8 @@ class Funnel:
                 raise ValueError(f"recall gave user {user!r} an item that is excluded")
             if len(np.unique(rows)) < len(rows):
                 raise ValueError(f"recall gave user {user!r} an item twice")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")

@@ -41,11 +41,11 @@ class ExactSearch:
     """Every item is scored, by :func:`pylum.ops.topk`.
 
     Args:
-        vectors: ``[items, D]`` float32.
+        vectors: ``[items, D]``, kept as float32.
     """
 
     def __init__(self, vectors: torch.Tensor) -> None:
-        self.vectors = vectors
+        self.vectors = vectors.float()
 
     def __call__(
         self, queries: torch.Tensor, k: int, exclude: list[Rows]

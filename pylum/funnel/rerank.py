@@ -60,6 +60,19 @@ class Rerank:
         self.blocked = np.asarray(blocked, np.int64)
         self.first = {row: place for place, row in enumerate(first)}
 
+    def check(self, items: int) -> None:
+        """That groups and vectors are those of a catalogue of so many items.
+
+        Raises:
+            ValueError: one of them is of more or fewer.
+        """
+        sizes = {f"groups[{name!r}]": len(code) for name, code in self.codes.items()}
+        if self.vectors is not None:
+            sizes["vectors"] = len(self.vectors)
+        for name, size in sizes.items():
+            if size != items:
+                raise ValueError(f"{name} must hold a value for each of {items} items, got {size}")
+
     def __call__(self, candidates: Candidates, scores: Scores, k: int) -> list[Rows]:
         """Places in ``candidates.rows`` of each user's slate, at most ``k``."""
         slates = []
@@ -71,8 +84,7 @@ class Rerank:
 
     def _slate(self, rows: Rows, scores: np.ndarray, k: int) -> Rows:
         allowed = ~np.isin(rows, self.blocked)
-        span = float(np.ptp(scores)) if len(rows) else 0.0
-        relevance = (scores - scores.min()) / span if span else np.zeros(len(rows))
+        relevance = _scaled(scores)
         lead = np.array([self.first.get(row, -1) for row in rows.tolist()], np.int64)
         vectors = None
         if self.diversity and self.vectors is not None:
@@ -100,3 +112,11 @@ class Rerank:
                 near = vectors @ vectors[pick]
                 nearest = near if len(slate) == 1 else np.maximum(nearest, near)
         return np.array(slate, np.int64)
+
+
+def _scaled(scores: np.ndarray) -> np.ndarray:
+    """0 to 1 between the least and the largest finite score; what is infinite is at an end."""
+    finite = scores[np.isfinite(scores)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    within = np.clip(scores, low, high)
+    return np.asarray((within - low) / (high - low) if high > low else np.zeros(len(scores)))
