@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from pylum import ops
-from pylum.cache.digest import event_bytes, page_digests
-from pylum.cache.entry import Entry, joined, single
-from pylum.cache.host_pool import HostPool
-from pylum.cache.pool import Pool
+from pylum.cache.pages.host_pool import HostPool
+from pylum.cache.pages.pool import Pool
+from pylum.cache.users.digest import event_bytes, page_digests
+from pylum.cache.users.entry import Entry, joined, single
 from pylum.data.events import Events
 from pylum.data.schema import Schema
 from pylum.model.files import read_folder, write_folder

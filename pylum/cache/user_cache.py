@@ -7,25 +7,25 @@ import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from pylum import ops
 from pylum.cache import files
-from pylum.cache.directory import Directory, Slot
-from pylum.cache.entry import joined, merged
-from pylum.cache.graphs import graphs_of
-from pylum.cache.host_pool import HostPool
-from pylum.cache.pool import PAGE, Pool
-from pylum.cache.warm import Call, WarmQuestions
+from pylum.cache.answering import Answering
+from pylum.cache.arguments import check_arguments
+from pylum.cache.pages.host_pool import HostPool
+from pylum.cache.pages.pool import PAGE, Pool
+from pylum.cache.users.directory import Directory
+from pylum.cache.users.entry import joined, merged
+from pylum.cache.users.residence import Residence
+from pylum.cache.warm import WarmQuestions
+from pylum.cache.warm.graphs import graphs_of
 from pylum.data.columns import listed
 from pylum.data.events import Events
 from pylum.data.histories import Histories, OnUnknown
 from pylum.generation.asking import asking
-from pylum.generation.packing import Asking, Candidates, Questions, answer, windows
-from pylum.model import LUM, UserModel
+from pylum.generation.packing import Asking, Questions, windows
+from pylum.model import UserModel
 from pylum.modes import on_host
-from pylum.transfer import moved
 
 
 @on_host
@@ -85,43 +85,21 @@ class UserCache:
         host_tokens: int = 0,
         graphs: bool = True,
     ) -> None:
-        if page != PAGE:
-            raise ValueError(f"page must be {PAGE}, got {page}")
-        for name, tokens in (("max_tokens", max_tokens), ("host_tokens", host_tokens)):
-            if isinstance(tokens, bool) or not isinstance(tokens, (int, np.integer)):
-                raise TypeError(f"{name} must be an integer, got {tokens!r}")
-        if max_tokens < PAGE:
-            raise ValueError(f"max_tokens must be at least one page of {PAGE}, got {max_tokens}")
-        if host_tokens and host_tokens < PAGE:
-            raise ValueError(
-                f"host_tokens must be 0 or at least one page of {PAGE}, got {host_tokens}"
-            )
-        if overflow not in ("rebuild", "sliding"):
-            raise ValueError(f"overflow must be 'rebuild' or 'sliding', got {overflow!r}")
-        if overflow == "sliding" and not isinstance(model, LUM):
-            raise ValueError(
-                f"overflow must be 'rebuild' for an {type(model).__name__}: sliding turns rotary "
-                "positions back, and it has none"
-            )
-        if self._growing and model.config.whole_history:
-            raise ValueError(
-                "model must be without min_full to be cached: which tokens see the whole history "
-                "changes as it grows, and with them all kept ones behind the first layer"
-            )
+        check_arguments(model, max_tokens, page, overflow, host_tokens, self._growing)
         self.model = model
         self.max_tokens, self.host_tokens = max_tokens, host_tokens
         self.overflow: Literal["rebuild", "sliding"] = overflow
         self.fingerprint = model.fingerprint()
         self._pool = Pool(model, max_tokens // PAGE)
         self._host = HostPool(self._pool, host_tokens // PAGE)
-        self._directory = Directory(model, self._pool, self._host, overflow == "sliding")
-        self._entries = self._directory.entries
-        self._warm: WarmQuestions | None = None
+        self._residence = Residence(self._pool, self._host)
+        self._entries = self._residence.entries
+        self._directory = Directory(model, self._residence, overflow == "sliding")
         make = graphs_of(model.device) if graphs else None
-        if make is not None:
-            self._warm = WarmQuestions(model, self._pool, make)
+        self._warm = None if make is None else WarmQuestions(model, self._pool, make)
+        self._answering = Answering(model, self._pool, self._directory, self._warm)
         self._lock = threading.RLock()
-        self._counts = dict.fromkeys(("tokens_computed", "tokens_reused", "resets"), 0)
+        self._resets = 0
 
     def __reduce_ex__(self, protocol: object) -> Any:
         raise TypeError(
@@ -159,9 +137,8 @@ class UserCache:
             entries = list(self._entries.values())
             away = [entry for entry in entries if entry.rows]
             return {
-                **self._counts,
-                **self._directory.counts,
-                **({"recordings": 0, "replays": 0} if self._warm is None else self._warm.counts),
+                **self._answering.counts,
+                "resets": self._resets,
                 "users": len(entries),
                 "tokens": self._pool.tokens(sum(entry.behaviours for entry in entries)),
                 "pages": self._pool.pages - self._pool.free,
@@ -175,7 +152,7 @@ class UserCache:
     def invalidate(self, users: Iterable[Hashable] | None = None) -> None:
         """Forget ``users``; None: everyone. Users that are not held are ignored."""
         with self._lock:
-            self._directory.drop(list(self._entries) if users is None else listed(users))
+            self._residence.drop(list(self._entries) if users is None else listed(users))
             self._host.idle()
 
     def prefetch(self, users: Iterable[Hashable]) -> None:
@@ -317,41 +294,9 @@ class UserCache:
             self._check(model)
             self._host.begin()
             try:
-                return self._answer(users, whole, events, questions)
+                return self._answering.answer(users, whole, events, questions)
             finally:
                 self._host.end()
-
-    def _answer(
-        self, users: Sequence[Hashable], whole: Events, events: Events, questions: Asking
-    ) -> tuple[torch.Tensor, dict[str, int]]:
-        admitted = self._directory.admit(users, whole, events)
-        slots, lent = admitted.slots, admitted.lent
-        if not len(lent):
-            out = self._run(slots, events, questions)
-        else:
-            held = torch.tensor([slot.row for slot in slots], dtype=torch.int64)
-            asked, lines = questions.users(held)
-            kept = self._run(slots, events.users(held), asked)
-            out = kept.new_empty(len(questions), kept.shape[1])
-            out[moved(lines, out.device)] = kept
-            asked, lines = questions.users(lent)
-            out[moved(lines, out.device)] = answer(self.model, events.users(lent), asked)
-        admitted.complete()
-        reused = self._pool.tokens(sum(slot.reused for slot in slots))
-        computed = self._pool.tokens(events.total) - reused + len(questions)
-        if isinstance(questions, Candidates):
-            computed += len(events)
-        warm = sum(slot.reused > 0 for slot in slots)
-        computed += self.model.config.context_tokens * (len(events) - warm)
-        reused += self.model.config.context_tokens * warm
-        self._counts["tokens_computed"] += computed
-        self._counts["tokens_reused"] += reused
-        work = {
-            "tokens_computed": computed,
-            "tokens_reused": reused,
-            "approximate_users": sum(slot.approximate for slot in slots),
-        }
-        return out, work
 
     def _check(self, model: UserModel) -> None:
         """Empty the cache where weights changed; refuse another model, device or dtype."""
@@ -374,22 +319,7 @@ class UserCache:
         if fingerprint != self.fingerprint:
             self.invalidate()
             self.fingerprint = fingerprint
-            self._counts["resets"] += 1
-
-    def _run(self, slots: list[Slot], events: Events, questions: Asking) -> torch.Tensor:
-        """Compute what is new, keep it, and answer."""
-        reused = torch.tensor([slot.reused for slot in slots], dtype=torch.int64)
-        answers = None
-        tables = [slot.entry.pages for slot in slots]
-
-        def prefixes(lengths: torch.Tensor) -> Sequence[ops.PagedPrefix]:
-            return self._pool.prefixes(tables, lengths)
-
-        if self._warm is not None and torch.equal(reused, events.lengths):
-            answers = self._warm.answer(Call(tables, events, questions))
-        if answers is None:
-            answers = answer(self.model, events, questions, reused, prefixes)
-        return answers
+            self._resets += 1
 
 
 class RequestCache(UserCache):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pylum.cache.digest import event_bytes
+from pylum.cache.users.digest import event_bytes
 from pylum.conditions import Conditions, normalise
 from pylum.data.events import Events
 from pylum.data.histories import OnUnknown

@@ -41,7 +41,7 @@ class LateMark:
 
 
 class LateLanes:
-    """``pylum.cache.lanes.Lanes`` for a test on the host.
+    """``pylum.cache.pages.lanes.Lanes`` for a test on the host.
 
     Work waits until somebody waits for it, or, by ``seed``, runs at some earlier call: as a GPU may
     have it. Each access to a page of the device or a row of the host is compared with all others

@@ -39,7 +39,7 @@ class Noting(TorchDispatchMode):
 
 
 class Tape:
-    """``pylum.cache.graphs.Graph``: the same tensors, no Python of the work's in between."""
+    """``pylum.cache.warm.graphs.Graph``: the same tensors, no Python of the work's in between."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, Any, Any, Any]] = []

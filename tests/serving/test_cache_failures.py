@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pylum import UserCache, generate
-from pylum.cache import user_cache
+from pylum.cache import answering
 from tests.serving.test_cache import close
 from tests.serving.worlds import SCENES, event, history, model
 
@@ -91,14 +91,14 @@ def test_a_late_event_without_room_is_said_to_be_lost(tmp_path):
 def test_an_error_after_the_pass_changes_no_history(monkeypatch):
     cache = UserCache(model(), 4096)
     generate(model(), {"u": history(20)}, ASK, cache=cache)
-    answer = user_cache.answer
+    answer = answering.answer
 
     def broken(*args):
         answer(*args)
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(user_cache, "answer", broken)
+        patch.setattr(answering, "answer", broken)
         with pytest.raises(RuntimeError, match="out of memory"):
             cache.append(["u"], [later(3)])
     assert cache.events(["u"]).total == 20

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten
 
 from pylum import Ragged, UserCache, generate, ops
 from pylum.cache import user_cache
-from pylum.cache.pool import Pool
+from pylum.cache.pages.pool import Pool
 from pylum.cache.warm import lum, questions, recording
 from tests.serving.tape import Noting, Tape
 from tests.serving.worlds import SCENES, event, history, model

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._pytree import tree_flatten
 
 from pylum import UserCache, generate, score
-from pylum.cache.pool import Pool
+from pylum.cache.pages.pool import Pool
 from pylum.cache.warm import hstu, recording
 from tests.serving import test_hstu, test_score
 from tests.serving.tape import Noting, Tape

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 
 from pylum import ops
-from pylum.cache.graphs import Graph
-from pylum.cache.pool import PAGE, Pool
+from pylum.cache.pages.pool import PAGE, Pool
+from pylum.cache.warm.graphs import Graph
 from pylum.cache.warm.recording import Call, Recording, Size, bucket
 from pylum.generation.hstu import candidate_scores
 from pylum.generation.packing import Candidates, Questions, asked_of

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from pylum import ops
-from pylum.cache.graphs import Graph
-from pylum.cache.pool import Pool
+from pylum.cache.pages.pool import Pool
+from pylum.cache.warm.graphs import Graph
 from pylum.cache.warm.recording import Call, Recording, Size, bucket
 from pylum.generation.packing import Questions, gaps
 from pylum.model import LUM, UserModel

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from pylum.cache.graphs import Graph
-from pylum.cache.pool import Pool
+from pylum.cache.pages.pool import Pool
+from pylum.cache.warm.graphs import Graph
 from pylum.cache.warm.hstu import HSTURecording
 from pylum.cache.warm.lum import LUMRecording
 from pylum.cache.warm.recording import Call, Recording, Size

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pylum.cache.graphs import Graph
-from pylum.cache.pool import Pool
+from pylum.cache.pages.pool import Pool
+from pylum.cache.warm.graphs import Graph
 from pylum.data.events import Events
 from pylum.generation.packing import Asking
 from pylum.model import UserModel

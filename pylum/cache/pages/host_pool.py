@@ -9,8 +9,8 @@ from functools import partial
 import torch
 
 from pylum import ops
-from pylum.cache.lanes import Lanes, Mark, lanes_of
-from pylum.cache.pool import Pages, Pool
+from pylum.cache.pages.lanes import Lanes, Mark, lanes_of
+from pylum.cache.pages.pool import Pages, Pool
 from pylum.transfer import moved
 
 # The host's allocator of pinned memory rounds up to powers of two: slabs fill one, not all of it.
@@ -25,8 +25,8 @@ class HostPool(Pages):
     A page here is all layers' keys and values of 64 tokens, one after the other, as they lie on the
     device: what comes back is what left, to the bit, and a page is one copy.
 
-    Copies run on two lanes, :mod:`pylum.cache.lanes`. Pages that leave are gathered into a buffer
-    first: the caller's stream waits for that only, not for the copy to the host.
+    Copies run on two lanes, :mod:`pylum.cache.pages.lanes`. Pages that leave are gathered into a
+    buffer first: the caller's stream waits for that only, not for the copy to the host.
 
     Args:
         pool: the pages of the device.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pylum.cache.lanes import Mark
+from pylum.cache.pages.lanes import Mark
 from pylum.data.columns import missing_numbers
 from pylum.data.events import Events
 from pylum.data.schema import Field, Schema

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from pylum.cache.entry import Entry
-from pylum.cache.lanes import Mark
+from pylum.cache.pages.lanes import Mark
+from pylum.cache.users.entry import Entry
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pylum import ops
-from pylum.cache.pool import Pool
+from pylum.cache.pages.pool import Pool
 from pylum.model import LUM
 
 
