@@ -70,8 +70,15 @@ class Ragged:
 
     @classmethod
     def from_lists(cls, rows: Iterable[Sequence[Any]]) -> Ragged:
-        """From a list of lists; numbers become a tensor, anything else stays a list."""
-        rows = [list(row) for row in rows]
+        """From a list of lists; numbers become a tensor, anything else stays a list.
+
+        Args:
+            rows: lists, tensors or arrays, one a row.
+
+        Raises:
+            TypeError: a row is a single value, or a string.
+        """
+        rows = [_listed(row) for row in rows]
         flat = [value for row in rows for value in row]
         numeric = bool(flat) and all(isinstance(v, (int, float)) for v in flat)
         values: Any = torch.tensor(flat) if numeric else flat
@@ -79,7 +86,15 @@ class Ragged:
 
     @classmethod
     def from_arrow(cls, array: Any) -> Ragged:
-        """From a pyarrow ``ListArray`` or ``LargeListArray``; null rows become empty."""
+        """From a pyarrow ``ListArray`` or ``LargeListArray``; null rows become empty.
+
+        Args:
+            array: of numbers, which become a tensor, or of anything else or with nulls, which
+                become a list.
+
+        Raises:
+            TypeError: it is no such array.
+        """
         import pyarrow as pa
 
         if isinstance(array, pa.ChunkedArray):
@@ -90,14 +105,19 @@ class Ragged:
         flat = array.flatten()
         values: Any = (
             torch.from_numpy(flat.to_numpy(zero_copy_only=False).copy())
-            if pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)
+            if not flat.null_count
+            and (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type))
             else flat.to_pylist()
         )
         return cls(values, lengths_to_offsets(torch.from_numpy(lengths.astype("int64"))))
 
     @classmethod
     def from_nested(cls, nested: torch.Tensor) -> Ragged:
-        """From a torch nested tensor."""
+        """From a torch nested tensor.
+
+        Raises:
+            TypeError: it is none.
+        """
         if not nested.is_nested:
             raise TypeError(f"nested must be a nested tensor, got {list(nested.shape)}")
         rows = nested.unbind()
@@ -105,11 +125,18 @@ class Ragged:
         return cls(values, lengths_to_offsets(torch.tensor([len(row) for row in rows])))
 
     def to_lists(self) -> list[list[Any]]:
+        """``B`` lists of the values, numbers as Python's."""
         values = (
             self.values.tolist() if isinstance(self.values, torch.Tensor) else list(self.values)
         )
         bounds = self.offsets.tolist()
         return [values[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def _listed(row: Any) -> list[Any]:
+    if isinstance(row, (str, bytes)) or not hasattr(row, "__iter__"):
+        raise TypeError(f"rows must be lists, got one of {row!r}")
+    return list(row.tolist() if hasattr(row, "tolist") else row)
 
 
 def lengths_to_offsets(lengths: torch.Tensor) -> torch.Tensor:

@@ -159,6 +159,7 @@ class Vocab:
         return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
+        """All of it as plain values, for :meth:`from_json`."""
         return {
             "kind": self.kind,
             "type": self.type,
@@ -169,6 +170,7 @@ class Vocab:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Vocab:
+        """From what :meth:`to_json` gave."""
         vocab = cls(kind=data["kind"], buckets=data["buckets"], any=data["any"])
         vocab._add(pa.array(data["ids"], _ARROW[data["type"]]), data["type"])
         vocab.type = data["type"]

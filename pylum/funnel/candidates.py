@@ -29,6 +29,7 @@ class Candidates:
 
     @classmethod
     def of(cls, users: Sequence[Any], lists: Sequence[Rows]) -> Candidates:
+        """From raw user ids and the rows of each."""
         offsets = np.cumsum([0, *map(len, lists)])
         rows = np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64)
         return cls(list(users), offsets, rows)

@@ -196,10 +196,12 @@ class LUMConfig(ModelConfig):
 
     @property
     def head_dim(self) -> int:
+        """Width of a query, a key and a value."""
         return self.width // self.heads
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:
+        """Heads of keys and values, width of a key, width of a value."""
         return self.kv_heads, self.head_dim, self.head_dim
 
     @property
@@ -210,7 +212,16 @@ class LUMConfig(ModelConfig):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> LUMConfig:
-        """A named size, e.g. ``LUMConfig.preset("300m", dropout=0.1)``."""
+        """A named size, e.g. ``LUMConfig.preset("300m", dropout=0.1)``.
+
+        Args:
+            name: ``tiny``, ``small``, ``30m``, ``300m``, ``500m``, ``1b``, ``3b`` or ``7b``: the
+                parameters of the transformer, without tables. The paper publishes no sizes.
+            changes: fields of the config that are to be otherwise.
+
+        Raises:
+            ValueError: there is no such size, or a field is out of range.
+        """
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         return cls(**{**PRESETS[name], **changes})

@@ -34,10 +34,12 @@ class Task:
 
     @property
     def binary(self) -> bool:
+        """Whether a probability is predicted, not a number."""
         return self.of_choice or bool(self.values)
 
     @property
     def of_choice(self) -> bool:
+        """Whether it asks for the choice itself: shown items are its negatives."""
         return self.field == "item"
 
 
@@ -181,22 +183,27 @@ class HSTUConfig(ModelConfig):
 
     @property
     def tokens_per_behaviour(self) -> int:
+        """Item and action in turn where it ranks, else the item alone."""
         return 2 if self.task == "ranking" else 1
 
     @property
     def context_tokens(self) -> int:
+        """One for each field of ``context``, in front of the history."""
         return len(self.context)
 
     @property
     def passing_tokens(self) -> int:
+        """One where it ranks, which a question writes behind the history and leaves."""
         return 1 if self.task == "ranking" else 0
 
     @property
     def whole_history(self) -> bool:
+        """Whether some tokens see the whole history, so that none can be cached."""
         return self.min_full > 0
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:
+        """Heads of keys and values, width of a key, width of a value."""
         return self.heads, self.head_dim, self.value_dim
 
     @property

@@ -101,6 +101,7 @@ def row_wise_adamw_(
         uses: :class:`RowUse` or ``(indices, grad, offsets or None, mode)``; none changes
             nothing; on CUDA at most 32.
         step: number of this step, from 1, for the bias correction.
+        betas: decay of the two moments, beta1 and beta2.
 
     Raises:
         ValueError: a shape, device, layout or index is not as above, or ``lr`` is negative or not

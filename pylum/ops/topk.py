@@ -47,16 +47,21 @@ def topk(
     """
     if k < 0:
         raise ValueError(f"k must be at least 0, got {k}")
-    for name, rows in (("exclude", exclude), ("candidates", candidates)):
-        if rows is not None and not isinstance(rows, Ragged):
-            raise TypeError(f"{name} must be a pylum.Ragged or None, got {type(rows).__name__}")
-    return _op(
-        queries,
-        items,
-        k,
-        *(None, None) if exclude is None else (exclude.values, exclude.offsets),
-        *(None, None) if candidates is None else (candidates.values, candidates.offsets),
-    )
+    limits = [*_parts("exclude", exclude), *_parts("candidates", candidates)]
+    return _op(queries, items, k, *limits)
+
+
+def _parts(name, rows):
+    if rows is None:
+        return None, None
+    if not isinstance(rows, Ragged):
+        raise TypeError(f"{name} must be a pylum.Ragged or None, got {type(rows).__name__}")
+    if isinstance(rows.values, list):
+        if rows.values:
+            raise TypeError(f"{name} must hold rows of items, got {rows.values[0]!r}")
+        # Lists that are all empty are of any type.
+        return rows.offsets.new_empty(0), rows.offsets
+    return rows.values, rows.offsets
 
 
 def _run(queries, items, k, exclude, exclude_offsets, candidates, candidates_offsets):

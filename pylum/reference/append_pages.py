@@ -18,6 +18,7 @@ def append_pages(
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
 ) -> None:
+    """As :func:`pylum.ops.append_pages`, argument for argument."""
     keys, values = key_order(prefix.k), value_order(prefix.v)
     for b in range(len(offsets) - 1):
         for row in range(int(offsets[b]), int(offsets[b + 1])):

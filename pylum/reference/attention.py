@@ -139,6 +139,7 @@ def attention(
     score_scale: torch.Tensor | float | None = None,
     bias: RelativeBias | None = None,
 ) -> torch.Tensor:
+    """As :func:`pylum.ops.attention`, argument for argument."""
     out = [q.new_zeros((0, q.shape[1], v.shape[2]))]
     for b, (begin, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:], strict=False)):
         targets = 0

@@ -6,4 +6,5 @@ import torch
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As :func:`pylum.ops.linear`, argument for argument."""
     return (x.double() @ weight.double().T).to(x.dtype)

@@ -23,6 +23,7 @@ def prefix_attention(
     score_scale: torch.Tensor | float | None = None,
     bias: RelativeBias | None = None,
 ) -> torch.Tensor:
+    """As :func:`pylum.ops.prefix_attention`, argument for argument."""
     old_k, old_v, old = gather_pages(prefix)
     out = [q.new_zeros((0, q.shape[1], v.shape[2]))]
     first = first_key = 0

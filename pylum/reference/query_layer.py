@@ -27,6 +27,7 @@ def query_layer(
     heads: int,
     eps: float = EPS,
 ) -> torch.Tensor:
+    """As :func:`pylum.ops.query_layer`, argument for argument."""
     w = LayerWeights(*(tensor.double() for tensor in weights))
     total, h = residual_norm(x.double(), None, w.attention_norm, eps=eps)
     q, k, v = rotary(h @ w.qkv.T, positions, cos, sin, heads=heads, kv_heads=prefix.k.shape[1])

@@ -18,6 +18,7 @@ def residual_norm(
     seed: int = 0,
     eps: float = EPS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`pylum.ops.residual_norm`, argument for argument."""
     kept = kept_elements(branch.shape[0], branch.shape[1], dropout, seed)
     total = branch.double() * kept / (1 - dropout)
     if residual is not None:

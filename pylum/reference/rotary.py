@@ -14,6 +14,7 @@ def rotary(
     heads: int,
     kv_heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As :func:`pylum.ops.rotary`, argument for argument."""
     q, k, v = x.view(len(x), heads + 2 * kv_heads, 2 * cos.shape[1]).split(
         [heads, kv_heads, kv_heads], 1
     )

@@ -17,6 +17,7 @@ def sampled_softmax(
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
+    """As :func:`pylum.ops.sampled_softmax`, argument for argument."""
     queries, items = queries.double(), items.double()
     bias = torch.zeros(len(items)).double() if log_q is None else log_q.double()
     ids = torch.arange(len(items)) if item_ids is None else item_ids

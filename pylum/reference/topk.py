@@ -15,6 +15,7 @@ def topk(
     exclude: Ragged | None = None,
     candidates: Ragged | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`pylum.ops.topk`, argument for argument."""
     scores = queries.double() @ items.double().T
     allowed = ~scores.isnan()
     for q in range(len(scores)):

@@ -1,10 +1,12 @@
 """What the ops cannot do is an error: torch would take an unknown derivative for zero."""
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.autograd import forward_ad
 
-from pylum import ops
+from pylum import Ragged, ops
 
 OFFSETS = torch.tensor([0, 4, 10])
 ROWS = torch.tensor([0, 2, 2])
@@ -66,3 +68,23 @@ def test_heads_of_no_width_are_refused():
     q = torch.empty(10, 2, 0)
     with pytest.raises(ValueError, match="head_dim of 1 to 256"):
         ops.attention(q, q, q, OFFSETS)
+
+
+def test_lists_that_are_all_empty_limit_nothing_or_everything():
+    x, none = torch.eye(4), Ragged.from_lists([[], [], [], []])
+    assert torch.equal(ops.topk(x, x, 2, exclude=none)[1], ops.topk(x, x, 2)[1])
+    assert (ops.topk(x, x, 2, candidates=none)[1] == -1).all()
+    with pytest.raises(TypeError, match="exclude must hold rows of items, got 'a'"):
+        ops.topk(x, x, 2, exclude=Ragged.from_lists([["a"], [], [], []]))
+
+
+def test_rows_of_a_ragged_may_be_arrays():
+    rows = [np.array([1]), torch.tensor([2, 3]), [], np.array([0])]
+    lists = Ragged.from_lists(rows)
+    assert lists.values.tolist() == [1, 2, 3, 0] and lists.values.dtype == torch.int64
+    x = torch.eye(4)
+    assert ops.topk(x, x, 1, candidates=lists)[1][:, 0].tolist() == [1, 2, -1, 0]
+    for wrong in ([1, 2], ["ab"], [None]):
+        with pytest.raises(TypeError, match="rows must be lists, got one of"):
+            Ragged.from_lists(wrong)
+    assert Ragged.from_arrow(pa.array([[1, None], [3]])).to_lists() == [[1, None], [3]]
