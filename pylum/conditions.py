@@ -193,6 +193,7 @@ def _zipped(
 def _flat(column: Ragged, users: int) -> tuple[list[Any], torch.Tensor]:
     if len(column) != users:
         raise ValueError(f"conditions must have {users} rows, one a user, got {len(column)}")
+    column = column.to("cpu")
     return _plain(column.values), column.lengths
 
 

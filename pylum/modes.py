@@ -30,6 +30,19 @@ def learning(device: torch.device = CPU) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """torch's random numbers on the host and on ``device`` begin at a seed; behind it, and on other
+    devices all the time, they go on as the caller left them."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for each in cuda:
+            index = torch.cuda.current_device() if each.index is None else each.index
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
 def on_host(made: Made) -> Made:
     """A function, or a class with its public methods, that makes tensors on the host where it names
     no device, whatever :func:`torch.set_default_device` says: data is read and packed there."""

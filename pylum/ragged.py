@@ -65,8 +65,11 @@ class Ragged:
         return self.offsets.diff()
 
     def to(self, device: torch.device | str) -> Ragged:
-        """Values and offsets on ``device``."""
-        return Ragged(moved(self.values, device), moved(self.offsets, device))
+        """Values and offsets on ``device``; values that are no tensor stay what they are."""
+        values = self.values
+        if isinstance(values, torch.Tensor):
+            values = moved(values, device)
+        return Ragged(values, moved(self.offsets, device))
 
     @classmethod
     def from_lists(cls, rows: Iterable[Sequence[Any]]) -> Ragged:

@@ -135,6 +135,7 @@ def trainable() -> Iterator[None]:
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
         "current_device": lambda: 0,
+        "default_generators": (torch.default_generator,),
     }
     with (
         mock.patch.multiple(torch.cuda, **calls),
@@ -153,6 +154,9 @@ def _autocast(real: Any, kind: str, dtype: torch.dtype) -> Iterator[None]:
 class _Stream:
     def __init__(self, device: torch.device) -> None:
         assert device == CUDA
+
+    def synchronize(self) -> None:
+        """All it has been given is done."""
 
 
 class _Event:

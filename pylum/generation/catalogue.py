@@ -34,4 +34,7 @@ def catalogue(model: UserModel) -> torch.Tensor:
         with asking(model):
             parts = [model.item_vectors(part) for part in rows.split(CHUNK_ITEMS)]
         known = _known[model] = (version, torch.cat(parts))
+        if model.device.type == "cuda":
+            # Calls on other streams read them too.
+            torch.cuda.current_stream(model.device).synchronize()
     return known[1]

@@ -62,6 +62,8 @@ def question_times(
     if query_time is None:
         return None
     count, questions = len(offsets) - 1, int(offsets[-1])
+    if isinstance(query_time, torch.Tensor) and query_time.dim() == 0:
+        query_time = query_time.item()
     single = not hasattr(query_time, "__len__") or isinstance(query_time, str)
     values = as_times([query_time] if single else query_time, "query_time") // MICROSECONDS
     times = torch.from_numpy(np.ascontiguousarray(values))

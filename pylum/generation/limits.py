@@ -141,6 +141,7 @@ def coded_rows(
 ) -> tuple[Rows, int]:
     """Rows of raw ids, unknown ones left out, and how many those are."""
     ragged = values if isinstance(values, Ragged) else Ragged.from_lists(values)
+    ragged = ragged.to("cpu")
     if len(ragged) not in (users, questions):
         raise ValueError(
             f"{name} must have a row for each of {users} users or {questions} questions, "

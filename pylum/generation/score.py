@@ -106,6 +106,7 @@ def _candidates(model: HSTU, candidates: Any, conditions: Any, events: Events) -
     users, vocab = len(events), model.vocabs.items
     if is_ragged(candidates):
         given = candidates if isinstance(candidates, Ragged) else Ragged.from_lists(candidates)
+        given = given.to("cpu")
         if len(given) != users:
             raise ValueError(
                 f"candidates must have a row for each of {users} users, got {len(given)}"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pylum.data.vocab import Vocab
+from pylum.modes import seeded
 from pylum.rank.answers import Batches, First, Second
 from pylum.rank.din import DIN
 from pylum.rank.dlrm import DLRM
@@ -34,8 +35,7 @@ def build(
     name: str, schema: Schema, vocabs: dict[str, Vocab], settings: Settings, known: KnownSizes
 ) -> Network:
     """A network with weights drawn by the seed, the caller's random numbers left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         # Whatever torch's default dtype is.
         return NETWORKS[name](schema, vocabs, settings, known).float()
 
@@ -98,8 +98,7 @@ def _fit(
         least, best = _score(valid, settings, module), _copy(trained)
     # Rows come in one order whatever else is drawn, so that arms differ in their inputs alone.
     order = torch.Generator().manual_seed(settings.seed + 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed + 1)
+    with seeded(settings.seed + 1):
         for epoch in range(settings.epochs):
             module.train()
             total = 0.0

@@ -19,7 +19,7 @@ from pylum.data.vocab import Vocab
 from pylum.data.vocabs import read_vocabs, write_vocabs
 from pylum.knowledge import Knowledge
 from pylum.model.files import read_folder, write_folder
-from pylum.modes import autocast_off, learning, on_host
+from pylum.modes import autocast_off, learning, on_host, seeded
 from pylum.rank.coding import Coder
 from pylum.rank.joining import Joined, join
 from pylum.rank.known import Known, KnownSizes
@@ -115,8 +115,7 @@ class TwoTower:
             return self._known(self.of_user if side == "user" else self.of_item, joined, index)
 
         self.coder = coder
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+        with seeded(settings.seed):
             self.towers = self._towers(coder)
             self.history = train(
                 self.towers, coded, torch.cat(codes), known, settings, self.temperature

@@ -18,7 +18,7 @@ from pylum.model.hstu import HSTU
 from pylum.model.hstu_config import HSTUConfig
 from pylum.model.lum import LUM
 from pylum.model.record import TrainingRecord
-from pylum.modes import learning, on_host
+from pylum.modes import learning, on_host, seeded
 from pylum.train.objective import Objective
 from pylum.train.progress import Reporter
 from pylum.train.ranking import RankingObjective, RankingValidation
@@ -143,10 +143,8 @@ def pretrain(
     if target.type != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where CUDA is not available, got {device}")
     autocast = _autocast(precision, target)
-    cuda = [target] if target.type == "cuda" else []
     # The global generator feeds dropout: it is ours inside, and the caller's again afterwards.
-    with learning(target), torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
+    with learning(target), seeded(seed, target):
         model = _model(cfg, train, init).to(target)
         tokens = 3 if cfg.any_targets else cfg.tokens_per_behaviour
         ranking = isinstance(cfg, HSTUConfig) and cfg.task == "ranking"

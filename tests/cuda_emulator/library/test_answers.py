@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pylum
-from pylum import ItemIndex, UserCache, generate, score
+from pylum import LUM, Interactions, ItemIndex, LUMConfig, Ragged, UserCache, generate, score
 from pylum.knowledge import query
 from tests.cuda_emulator.library.worlds import ASK, CLOSE, histories, pair, same, there
 from tests.second_device import CUDA
@@ -137,3 +137,39 @@ def test_evaluate(device):
     with device.host():
         expected = pylum.evaluate(mine, test, samples=10)
     assert pylum.evaluate(theirs, test, samples=10).values == expected.values
+
+
+def numbered():
+    return Interactions.from_arrays([1, 1, 2, 2], [10, 11, 12, 10], [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(lambda there: {"candidates": there([10, 11])}, id="shared"),
+        pytest.param(
+            lambda there: {"candidates": Ragged(there([10, 11]), there([0, 1, 2]))}, id="own"
+        ),
+        pytest.param(lambda there: {"candidates": [there([10, 12]), there([11])]}, id="lists"),
+        pytest.param(
+            lambda there: {"exclude": Ragged([10, 11, 12], there([0, 1, 3]))}, id="exclude"
+        ),
+        pytest.param(lambda there: {"query_time": there([7, 8])}, id="times"),
+        pytest.param(lambda there: {"query_time": there(9)}, id="time"),
+    ],
+)
+def test_arguments_on_the_device(device, options):
+    """Ids and times are read on the host: who has them on the device need not copy them."""
+    data = numbered()
+    made = LUM(LUMConfig(dim=8, query_time=True), data.schema, data.vocabs, data.items).eval()
+    theirs = there(made)
+    with device.host():
+        expected = generate(made, data.histories(), **options(torch.tensor))
+    found = generate(theirs, data.histories(), **options(lambda x: torch.tensor(x).to("cuda")))
+    same(found, expected)
+    assert found.items.tolist() == expected.items.tolist()
+
+
+def test_data_on_the_device(device):
+    columns = [torch.tensor(x).to("cuda") for x in ([1, 1, 2, 2], [10, 11, 12, 10], [1, 2, 3, 4])]
+    assert Interactions.from_arrays(*columns).fingerprint == numbered().fingerprint

@@ -37,6 +37,27 @@ def test_user_cache(device, overflow, tmp_path):
         assert loaded.stats["tokens_reused"] == loaded.stats["tokens"]
 
 
+def test_saved_on_one_device_and_loaded_on_the_other(device, tmp_path):
+    """Keys and values are saved in one order, which is no device's own."""
+    if not device.pages_are_of_cuda:
+        pytest.skip("pages are written in the host's order")
+    mine, theirs = pair()
+    few = {user: events for user, events in histories().items() if user != "u70"}
+    cache = UserCache(theirs, 4096)
+    expected = generate(theirs, few, ASK, cache=cache)
+    cache.save(tmp_path / "cache")
+    with device.host():
+        here = UserCache.load(tmp_path / "cache", mine)
+        same(generate(mine, list(few), ASK, cache=here), expected)
+        assert here.stats["tokens_reused"] == here.stats["tokens"] == cache.stats["tokens"]
+        here.save(tmp_path / "cache")
+    again = UserCache.load(tmp_path / "cache", theirs)
+    assert torch.equal(
+        generate(theirs, list(few), ASK, cache=again).embeddings,
+        generate(theirs, list(few), ASK, cache=cache).embeddings,
+    )
+
+
 def test_users_without_room_and_another_device(device):
     mine, theirs = pair()
     cache = UserCache(theirs, 256)

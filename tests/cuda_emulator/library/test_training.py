@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import pylum
-from pylum import HSTUConfig, LUMConfig
+from pylum import HSTUConfig, LUMConfig, Ranker
+from pylum.rank import Feature, Schema
 from pylum.train import checkpoint, pretrain
 from pylum.train import run as run_module
 from pylum.train.objective import Objective
@@ -146,6 +147,20 @@ def test_ranking(device, train, variant):
     assert {n: x.value for n, x in found.items()} == pytest.approx(
         {n: x.value for n, x in wanted.items()}, abs=CLOSE, nan_ok=True
     )
+
+
+def test_the_callers_random_numbers_go_on(device, train, parts, monkeypatch):
+    """Those of other devices too: nothing is seeded everywhere."""
+    monkeypatch.setattr(torch, "manual_seed", None)
+    states = torch.get_rng_state(), torch.cuda.get_rng_state("cuda")
+    train(SMALL, parts[0], epochs=1)
+    with device.host():
+        pretrain(SMALL, parts[0], **{**FAST, "epochs": 1})
+        rows = {"user": ["a", "b"] * 8, "item": [*range(16)], "label": [0, 1, 1, 0] * 4}
+        schema = Schema((Feature("user"), Feature("item")), label="label")
+        Ranker("dlrm", schema, epochs=1).fit(rows)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert torch.equal(torch.cuda.get_rng_state("cuda"), states[1])
 
 
 def test_float16_is_no_precision_of_training(train, parts):
