@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import uuid
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,7 @@ from pylum.index import encode_items
 from pylum.knowledge import store
 from pylum.knowledge.latest import Moments
 from pylum.model import LUM
+from pylum.model.files import in_place
 from pylum.modes import on_host
 
 MEMORY_LIMIT = 1 << 30
@@ -116,16 +119,24 @@ class Knowledge:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder that :meth:`load` reads, as ``query(..., out=path)`` writes it.
 
+        An earlier save stays as it is until the new one is whole.
+
         Raises:
             ValueError: ``path`` exists and is no knowledge.
         """
         folder = Path(path)
         request = {"saved": True, "fingerprint": self.fingerprint}
-        store.begin(folder, request, resume=False)
+        store.check(folder)
         flat = self.vectors.flatten(1)
         table = store.part_table(torch.arange(len(self)), self.users, self.times, self.seen, flat)
-        store.write_table(folder / store.part_name(0), table)
-        self.finish(folder, request)
+        aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            store.begin(aside, request, resume=False)
+            store.write_table(aside / store.part_name(0), table)
+            self.finish(aside, request)
+            in_place(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, memory_limit: int = MEMORY_LIMIT) -> Knowledge:

@@ -121,6 +121,17 @@ def read_parts(folder: Path, count: int, memory_limit: int) -> Parts:
     return Parts(torch.from_numpy(vectors), about["user"].combine_chunks(), times, seen)
 
 
+def check(path: Path) -> None:
+    """That a folder of knowledge may be written at ``path``.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    ours = (path / MANIFEST).exists()
+    if path.exists() and not ours and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"out must be new or an earlier query's, got {path} without {MANIFEST}")
+
+
 def begin(path: Path, request: dict[str, Any], resume: bool) -> None:
     """Make the folder, or check that what it holds is of the same request.
 
@@ -132,8 +143,7 @@ def begin(path: Path, request: dict[str, Any], resume: bool) -> None:
         ValueError: the folder is not ours, or holds another request.
     """
     manifest = path / MANIFEST
-    if path.exists() and not manifest.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"out must be new or an earlier query's, got {path} without {MANIFEST}")
+    check(path)
     path.mkdir(parents=True, exist_ok=True)
     if manifest.exists():
         old = json.loads(manifest.read_text())

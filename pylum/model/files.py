@@ -40,7 +40,7 @@ def write_folder(
     aside.mkdir()
     try:
         flat = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-        save_file(flat, aside / "model.safetensors")
+        write_tensors(flat, aside / "model.safetensors")
         if more is not None:
             more(aside)
         sums = {file.name: _checksum(file) for file in sorted(aside.iterdir())}
@@ -50,17 +50,36 @@ def write_folder(
         for file in aside.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-        if path.exists():
-            # A folder cannot be replaced in one step: the old one stays readable under its other
-            # name until the new one stands.
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
-        else:
-            aside.rename(path)
+        in_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def in_place(aside: Path, path: Path) -> None:
+    """Rename a folder that is whole to ``path``, and remove what was there."""
+    if not path.exists():
+        aside.rename(path)
+        return
+    # A folder cannot be replaced in one step: the old one stays readable under its other name until
+    # the new one stands.
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    path.rename(old)
+    aside.rename(path)
+    shutil.rmtree(old)
+
+
+def write_tensors(
+    tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file.
+
+    Raises:
+        OSError: it cannot be written; safetensors has an error of its own for that.
+    """
+    try:
+        save_file(tensors, file, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written: {error}") from error
 
 
 def replaceable(path: str | os.PathLike[str]) -> Path:

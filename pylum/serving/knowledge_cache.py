@@ -12,7 +12,6 @@ import os
 import time as clocks
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -28,49 +27,10 @@ from pylum.model import LUM
 from pylum.modes import on_host
 from pylum.serving.entry import key_of, pack, prefix_of, unpack
 from pylum.serving.read_log import ReadLog
+from pylum.serving.served import LIVE, OFFLINE, SOURCES, Served
 from pylum.serving.stores import SqliteStore, Store
 
-MISSING, OFFLINE, LIVE = 0, 1, 2
-SOURCES = ("missing", "offline", "live")
 LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Served:
-    """What ``R`` users were answered with.
-
-    Args:
-        vectors: ``[R, N, D]`` float32; NaN where ``source`` is missing.
-        source: ``[R]`` int8: 0 missing, 1 offline, 2 live.
-        computed_at: ``[R]`` float64 seconds: as of when; NaN where missing.
-        seen: ``[R]`` int64 events those answers saw; -1: not known.
-        users: raw ids.
-        time: seconds of the read.
-        offline: conditions, items, temperature, cut and fingerprint are those of this knowledge.
-    """
-
-    vectors: torch.Tensor
-    source: npt.NDArray[np.int8]
-    computed_at: npt.NDArray[np.float64]
-    seen: npt.NDArray[np.int64]
-    users: list[Any]
-    time: float
-    offline: Knowledge
-
-    @property
-    def sources(self) -> list[str]:
-        """``source`` in words."""
-        return [SOURCES[each] for each in self.source]
-
-    def knowledge(self) -> Knowledge:
-        """The same as a knowledge of one moment a user, as a ranker reads it; NaN is missing."""
-        return replace(
-            self.offline,
-            vectors=self.vectors,
-            users=self.users,
-            times=torch.full((len(self.users),), int(self.time)),
-            seen=torch.from_numpy(self.seen),
-        )
 
 
 @on_host
@@ -203,8 +163,10 @@ class KnowledgeCache:
         """The answers of each user, logged.
 
         A store that fails or times out counts as empty: the offline answers are served, a warning
-        is logged, and ``stats["store_errors"]`` counts it. ``stats`` also counts ``live``,
-        ``offline`` and ``missing`` users, and ``stale`` and ``damaged`` entries of the store.
+        is logged, and ``stats["store_errors"]`` counts it; so does ``stats["log_errors"]`` where
+        the log cannot be written, which is tried again with later reads. ``stats`` also counts
+        ``live``, ``offline`` and ``missing`` users, and ``stale`` and ``damaged`` entries of the
+        store.
 
         Args:
             users: raw ids; one may stand twice.
@@ -236,7 +198,11 @@ class KnowledgeCache:
             self.stats[name] += int(n)
         served = Served(torch.from_numpy(vectors), source, at, seen, users, now, self.offline)
         if self._log is not None:
-            self._log.append(users, now, [SOURCES[s] for s in source], at, seen, vectors)
+            try:
+                self._log.append(users, now, [SOURCES[s] for s in source], at, seen, vectors)
+            except OSError as error:
+                self.stats["log_errors"] += 1
+                LOGGER.warning("the log of reads failed, and is tried again: %r", error)
         return served
 
     def invalidate(self, users: Sequence[Any]) -> None:
@@ -244,7 +210,11 @@ class KnowledgeCache:
         self.store.delete([key_of(self._prefix, user) for user in listed(users)])
 
     def flush(self) -> None:
-        """Write what the log still holds in memory."""
+        """Write what the log still holds in memory.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         if self._log is not None:
             self._log.flush()
 

@@ -20,6 +20,7 @@ from pylum.knowledge import Knowledge, store
 from pylum.knowledge.knowledge import condition_to_json
 
 ABOUT = b"pylum.read_log"
+KEPT = 8  # files' worth of reads are kept in memory while none can be written
 
 
 class ReadLog:
@@ -77,7 +78,13 @@ class ReadLog:
         if not self._tables:
             return
         table = pa.concat_tables(self._tables).replace_schema_metadata(self._about)
-        store.write_table(self.folder / f"read-{uuid.uuid4().hex}.parquet", table)
+        try:
+            store.write_table(self.folder / f"read-{uuid.uuid4().hex}.parquet", table)
+        except OSError as error:
+            if self._held < KEPT * self.rows:
+                raise
+            lost, self._tables, self._held = self._held, [], 0
+            raise OSError(f"{lost} reads are lost, the log cannot be written: {error}") from error
         self._tables, self._held = [], 0
 
 

@@ -83,7 +83,8 @@ class SqliteStore:
                 self._db.execute("DELETE FROM answers WHERE expires <= ?", [now])
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has ended it already
+                    self._db.execute("ROLLBACK")
                 raise
 
     def delete(self, keys: Sequence[bytes]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+from pylum.model.files import write_tensors
 
 
 def save(
@@ -24,7 +25,7 @@ def save(
     text = json.dumps(about, sort_keys=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(flat, aside, metadata={"about": text, "checksum": _checksum(text, flat)})
+        write_tensors(flat, aside, metadata={"about": text, "checksum": _checksum(text, flat)})
         with open(aside, "rb") as handle:
             os.fsync(handle.fileno())
         aside.replace(path)

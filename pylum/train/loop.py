@@ -144,7 +144,7 @@ def pretrain(
         raise ValueError(f"device must be cpu where CUDA is not available, got {device}")
     autocast = _autocast(precision, target)
     # The global generator feeds dropout: it is ours inside, and the caller's again afterwards.
-    with learning(target), seeded(seed, target):
+    with learning(target), seeded(recipe.seed, target):
         model = _model(cfg, train, init).to(target)
         tokens = 3 if cfg.any_targets else cfg.tokens_per_behaviour
         ranking = isinstance(cfg, HSTUConfig) and cfg.task == "ranking"
