@@ -14,7 +14,7 @@ import torch
 from pylum.data.columns import as_lists, as_numbers, as_vectors, infer_field, missing_numbers
 from pylum.data.events import OOV_ROW
 from pylum.data.schema import Field
-from pylum.data.tables import as_table, pick
+from pylum.data.tables import as_table, check_column, pick
 from pylum.data.vocab import Vocab
 from pylum.data.vocabs import Vocabs
 from pylum.ragged import Ragged
@@ -71,6 +71,8 @@ class ItemTable:
             TypeError: a column's type fits no kind of field.
         """
         table = as_table(table, "items")
+        if title is not None:
+            check_column(table.schema, title, "item_title")
         if features is None:
             features = [name for name in table.column_names if name not in (item, title)]
         fields: list[Field] = []

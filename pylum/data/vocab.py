@@ -84,7 +84,10 @@ class Vocab:
         return f"Vocab({len(self)} rows, kind={self.kind!r}, type={self.type!r}, any={self.any})"
 
     def __contains__(self, value: object) -> bool:
-        return bool(self.rows([value])[0] >= self.reserved)
+        try:
+            return bool(self.rows([value])[0] >= self.reserved)
+        except (TypeError, ValueError):  # of another type, or no id at all
+            return False
 
     @property
     def ids(self) -> pa.Array:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pylum.evaluate import metrics
-from pylum.evaluate.intervals import SAMPLES, Interval, user_weights
+from pylum.evaluate.intervals import SAMPLES, Interval, check_draws, user_weights
 
 METRICS = ("AUC", "GAUC", "log loss", "NE")
 LOWER_IS_BETTER = ("log loss", "NE")
@@ -99,8 +99,10 @@ def compare(
         samples, level, seed: of the bootstrap.
 
     Raises:
-        ValueError: shapes differ, a score is NaN, or a label is missing from the rows.
+        ValueError: shapes differ, a score is NaN, a label is missing from the rows, or there is no
+            draw.
     """
+    check_draws(samples, level)
     y = np.asarray(labels, np.float64)
     if y.ndim != 1 or not len(y) or not np.isin(y, (0, 1)).all():
         raise ValueError("labels must be [N] of 0 and 1, at least one")

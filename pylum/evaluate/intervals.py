@@ -69,8 +69,7 @@ def bootstrap(
     users = np.asarray(users)
     if users.shape != (values.shape[1],) or not len(users):
         raise ValueError(f"users must be [{values.shape[1]}], at least 1, got {list(users.shape)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}")
+    check_draws(samples, level)
     _, owner, counts = np.unique(users, return_inverse=True, return_counts=True)
     sums = np.stack([np.bincount(owner, line, minlength=len(counts)) for line in values])
     generator = np.random.default_rng(seed)
@@ -84,6 +83,14 @@ def bootstrap(
         means[start : start + size] = np.take_along_axis(per_seed, drawn, 1).mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high), level)
+
+
+def check_draws(samples: int, level: float) -> None:
+    """That an interval can be told from so many draws."""
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
 
 
 def user_weights(users: int, samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -111,6 +118,7 @@ def bootstrap_statistic(
     if not len(counts):
         raise ValueError("users must hold at least one row, got 0")
     generator = np.random.default_rng(seed)
+    check_draws(samples, level)
     drawn = [statistic(user_weights(len(counts), 1, generator)[0][owner]) for _ in range(samples)]
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(statistic(np.ones(len(owner))), float(low), float(high), level)

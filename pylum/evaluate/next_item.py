@@ -80,6 +80,8 @@ def evaluate(
             on one of its targets; an argument is not as above.
         TypeError: ``test`` is no Interactions, ``model`` no LUM or HSTU.
     """
+    if not isinstance(model, (UserModel, Sequence)):
+        raise TypeError(f"model must be a pylum.LUM or pylum.HSTU, got {type(model).__name__}")
     models = [model] if isinstance(model, UserModel) else list(model)
     for each in models:
         if not isinstance(each, UserModel):

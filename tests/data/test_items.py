@@ -131,3 +131,8 @@ def test_bad_tables(table, options, error, match):
 def test_hashed_items_have_no_table():
     with pytest.raises(ValueError, match="hashed"):
         ItemTable.from_table({"item": ["a"]}, Vocabs(Vocab(kind="hashed", buckets=4)))
+
+
+def test_a_title_that_is_no_column_is_an_error():
+    with pytest.raises(ValueError, match="item_title: 'name' is not a column"):
+        ItemTable.from_table({"item": [1]}, Vocabs(), title="name")

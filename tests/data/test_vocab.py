@@ -130,3 +130,9 @@ def test_files(tmp_path):
     vocab = vocabs.items
     vocab.save(tmp_path / "one.arrow")
     assert Vocab.load(tmp_path / "one.arrow").fingerprint() == vocab.fingerprint()
+
+
+def test_what_is_of_another_type_is_not_in_it():
+    words, numbers = Vocab(["a", "1"]), Vocab([1, 2])
+    assert "1" in words and 1 not in words and None not in words and [1] not in words
+    assert 1 in numbers and "1" not in numbers and 1.5 not in numbers and 2**70 not in numbers

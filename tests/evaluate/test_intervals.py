@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pylum.evaluate.impressions import compare
 from pylum.evaluate.intervals import bootstrap, bootstrap_statistic, user_weights
 
 
@@ -78,3 +79,11 @@ def test_reproducible_and_checked():
         bootstrap(values, np.arange(4))
     with pytest.raises(ValueError, match="against must be"):
         bootstrap(values, np.arange(5), against=values[:3])
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_no_draw_is_no_interval(samples):
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        bootstrap([[0.0, 1.0]], [1, 2], samples=samples)
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        compare([0, 1], [1, 2], {"a": [0.1, 0.2]}, samples=samples)
