@@ -42,7 +42,7 @@ class ForwardRows {
             end[h] = spans[row].end;
             if constexpr (kBias) {
                 position[h] = spans[row].position;
-                time[h] = row_time(p, first_row + min(row, tile.rows - 1));
+                time[h] = row < tile.rows ? row_time(p, first_row + row) : 0;
             }
         }
     }
@@ -65,11 +65,16 @@ class ForwardRows {
     // Products of queries and the block of keys from position `first` to weights, and older sums to
     // the new peak.
     __device__ __forceinline__ void weigh(int first) {
+        if constexpr (kBias) {
+            add_bias(first);
+        }
+        weigh_scores(first);
+    }
+
+    // The same where the bias has been added, if there is one.
+    __device__ __forceinline__ void weigh_scores(int first) {
         const bool full = limits.full(first);
         const float scale = kSilu ? p.in.scale : p.in.scale * kLog2e;
-        if constexpr (kBias) {
-            add_bias(first, scale);
-        }
 #pragma unroll
         for (int n = 0; n < kKeys; ++n) {
 #pragma unroll
@@ -164,16 +169,8 @@ class ForwardRows {
         return sees(begin[h], end[h], limits.context, key);
     }
 
-    Limits limits;
-    float sums[kColumns][4];
-    float weights[kKeys][4];
-
-  private:
-    __device__ __forceinline__ static int g() { return static_cast<int>(threadIdx.x) % 32 / 4; }
-    __device__ __forceinline__ static int t() { return static_cast<int>(threadIdx.x) % 4; }
-
     // Scores: scale * product + bias.
-    __device__ __forceinline__ void add_bias(int first, float scale) {
+    __device__ __forceinline__ void add_bias(int first) {
         const int64_t* times = key_times(p, s, false);
         // Keys past the history are of no row: their clock is any.
         const int last = static_cast<int>(s.history) - 1;
@@ -186,12 +183,21 @@ class ForwardRows {
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
                     weights[n][2 * h + e] =
-                        weights[n][2 * h + e] * scale +
+                        weights[n][2 * h + e] * p.in.scale +
                         pair_bias(p, key - position[h], time_gap(time[h], clock));
                 }
             }
         }
     }
+
+    Limits limits;
+    float sums[kColumns][4];
+    float weights[kKeys][4];
+    int64_t time[kBias ? 2 : 1];  // of the lane's two rows
+
+  private:
+    __device__ __forceinline__ static int g() { return static_cast<int>(threadIdx.x) % 32 / 4; }
+    __device__ __forceinline__ static int t() { return static_cast<int>(threadIdx.x) % 4; }
 
     // Scores in powers of two to weights below the new peak. A row that sees no key keeps its bits.
     __device__ __forceinline__ void soften() {
@@ -236,7 +242,6 @@ class ForwardRows {
     int begin[2], end[2];      // of the lane's two rows on the history
     float peak[2], weight[2];  // weight: of the lane's columns
     int position[kBias ? 2 : 1];
-    int64_t time[kBias ? 2 : 1];
 };
 
 }  // namespace pylum::cuda

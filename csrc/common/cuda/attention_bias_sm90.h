@@ -1,0 +1,121 @@
+// The relative bias in the kernels of sm_90a. Gaps below 2^32 seconds are 32-bit: clocks are read
+// relative to one row's of the tile, and where one lies further away the pairs of its block go by
+// attention_bias.h, to the same bits. The block's producers bring its clocks and the window of the
+// position table that a tile and a block of consecutive positions span.
+#pragma once
+
+#include "common/cuda/attention_bias.h"
+#include "common/cuda/attention_producer_sm90.h"
+
+namespace pylum::cuda::sm90 {
+
+// Cells of gaps below 2^32, by the exponent and two bits of the gap as a float rounded down: gaps
+// 0, 1, then four cells for each power of two from 2 on, of which 2 and 3 fill two.
+constexpr int kNearCells = 129;
+
+__device__ __forceinline__ int near_cell(uint32_t gap) {
+    constexpr int kBeforeOne = 4 * 127 - 1;
+    const int top = static_cast<int>(__float_as_uint(__uint2float_rz(gap)) >> 21);
+    return max(top, kBeforeOne) - kBeforeOne;
+}
+
+__device__ __forceinline__ uint64_t least_near_gap(int cell) {
+    const int power = (cell - 1) / 4;
+    return cell == 0 ? 0 : (static_cast<uint64_t>(4 + (cell - 1) % 4) << power) / 4;
+}
+
+// As BiasCell, of gaps below 2^32: one threshold at most lies in a cell.
+struct NearCells {
+    uint32_t last[kNearCells];
+    float bias[2 * kNearCells];  // up to `last`, above
+
+    // By all threads of the block. True: a cell of the thread's holds several thresholds.
+    __device__ __forceinline__ bool fill(const AttentionParams& p) {
+        bool crowded = false;
+        for (int i = static_cast<int>(threadIdx.x); i < kNearCells; i += kThreads) {
+            const BiasCell cell =
+                p.in.bias.times ? p.bias.cells[gap_cell(least_near_gap(i))] : BiasCell{0, 0, 0};
+            last[i] = cell.last < UINT32_MAX ? static_cast<uint32_t>(cell.last) : UINT32_MAX;
+            bias[2 * i] = cell.before;
+            bias[2 * i + 1] = cell.from;
+            crowded = crowded || __float_as_uint(cell.from) == kCrowded;
+        }
+        return crowded;
+    }
+
+    __device__ __forceinline__ float at(int row, int key) const {
+        const uint32_t gap = static_cast<uint32_t>(abs(row - key));
+        const int cell = near_cell(gap);
+        return bias[2 * cell + (gap > last[cell] ? 1 : 0)];
+    }
+};
+
+// A clock relative to another; false: too far away for gaps in 32 bits.
+__device__ __forceinline__ bool near_time(int64_t time, int64_t base, int& near) {
+    const uint64_t ahead = static_cast<uint64_t>(time) - static_cast<uint64_t>(base);
+    near = static_cast<int>(ahead);
+    return ahead + (uint64_t{1} << 30) < uint64_t{1} << 31;
+}
+
+// Of a block's rows, beside each stage.
+struct BiasStage {
+    static constexpr int kWindow = kGroups * kGroupRows + kBlockKeys - 1;
+
+    alignas(8) int times[kBlockKeys];  // relative to the tile's base
+    // Of all distances from a row of the tile to one of the block, upwards.
+    float window[kWindow + 1];
+    bool near;  // these hold what pairs need
+
+    // By one warp: `least` is the distance of the window's first entry.
+    __device__ __forceinline__ void fill_window(const RelativeBias& b, int least) {
+        for (int i = static_cast<int>(threadIdx.x) % 32; i < kWindow; i += 32) {
+            window[i] = b.positions ? b.positions[position_entry(b, least + i)] : 0.0f;
+        }
+    }
+};
+
+// What a tile's warpgroups share.
+struct TileBias {
+    NearCells cells;
+    BiasStage stages[kStages];
+    int64_t base;  // clock of the tile's first row
+    bool near;     // all rows are near it, and no cell is crowded
+
+    // By all threads of the block, before its barrier. True: the tile is not near.
+    __device__ __forceinline__ bool fill(const AttentionParams& p, int64_t first_row, int rows) {
+        const int64_t first = row_time(p, first_row);
+        const int thread = static_cast<int>(threadIdx.x);
+        int near = 0;
+        const bool far = thread < rows && !near_time(row_time(p, first_row + thread), first, near);
+        if (thread == 0) {
+            base = first;
+        }
+        return cells.fill(p) || far;
+    }
+
+    // By one warp: of the keys from position `first`, `ahead` of the tile's first row.
+    __device__ __forceinline__ void bring(const AttentionParams& p, const Sequence& s, int first,
+                                          int ahead, int stage) {
+        const int64_t* times = key_times(p, s, false);
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+        // Keys past the history are of no row: their clock is any.
+        const int last = static_cast<int>(s.history) - 1;
+        BiasStage& to = stages[stage];
+        bool is_near = true;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            int time = 0;
+            if (times) {
+                is_near = near_time(times[min(first + lane + 32 * h, last)], base, time) && is_near;
+            }
+            to.times[lane + 32 * h] = time;
+        }
+        is_near = __all_sync(~0u, is_near);
+        if (lane == 0) {
+            to.near = is_near && near;
+        }
+        to.fill_window(p.in.bias, ahead - (kGroups * kGroupRows - 1));
+    }
+};
+
+}  // namespace pylum::cuda::sm90
