@@ -6,7 +6,8 @@ namespace pylum::cuda {
 
 void launch_backward_float16(const AttentionGradients& p, cudaStream_t stream) {
     launch_backward_rows_as<__half>(p, stream);
-    runs_on_sm90(p) ? launch_backward_sm90(p, stream) : launch_backward_as<__half>(p, stream);
+    runs_on_sm90(p.inputs) ? launch_backward_sm90(p, stream)
+                           : launch_backward_as<__half>(p, stream);
 }
 
 }  // namespace pylum::cuda

@@ -89,7 +89,8 @@ class BackwardTile {
                     __syncthreads();  // the values have been multiplied
                     tiles.dscores().take(scores, warp_row());
                     __syncthreads();
-                    tiles.dscores().add(p, s, tiles.spans, tiles.times, tile.rows, first, count);
+                    tiles.dscores().add(p, s, tiles.spans, tiles.times, tile.rows, first, count,
+                                        static_cast<int>(threadIdx.x), Shape::kThreads);
                 }
             }
             __syncthreads();

@@ -165,7 +165,7 @@ void launch_attention_forward(const AttentionParams& p, cudaStream_t stream) {
 void launch_attention_backward(const AttentionGradients& p, cudaStream_t stream) {
     const AttentionInputs& in = p.inputs.in;
     const int64_t dim = in.head_dim > in.value_dim ? in.head_dim : in.value_dim;
-    const int rows = runs_on_sm90(p) ? kSm90TileRows : backward_tile_rows(in.dtype, dim);
+    const int rows = runs_on_sm90(p.inputs) ? kSm90TileRows : backward_tile_rows(in.dtype, dim);
     launch_prepare_batch(p.inputs, rows, stream);
     if (in.bias.given()) {
         launch_bias_range(p, stream);

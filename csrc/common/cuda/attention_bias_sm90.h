@@ -57,64 +57,95 @@ __device__ __forceinline__ bool near_time(int64_t time, int64_t base, int& near)
     return ahead + (uint64_t{1} << 30) < uint64_t{1} << 31;
 }
 
-// Of a block's rows, beside each stage.
+// Clocks of the queries from `row` of the batch on; null without times.
+__device__ __forceinline__ const int64_t* query_clocks(const AttentionParams& p, int64_t row) {
+    return p.in.bias.times ? p.in.bias.query_times + row : nullptr;
+}
+
+// Of the block of rows in a stage.
 struct BiasStage {
     static constexpr int kWindow = kGroups * kGroupRows + kBlockKeys - 1;
 
     alignas(8) int times[kBlockKeys];  // relative to the tile's base
-    // Of all distances from a row of the tile to one of the block, upwards.
+    // The position table's entries for all distances between a row of the tile and one of the
+    // block, upwards.
     float window[kWindow + 1];
     bool near;  // these hold what pairs need
 
-    // By one warp: `least` is the distance of the window's first entry.
-    __device__ __forceinline__ void fill_window(const RelativeBias& b, int least) {
-        for (int i = static_cast<int>(threadIdx.x) % 32; i < kWindow; i += 32) {
+    // By one warp, for a block of consecutive positions: `clocks` are those of its rows, the last
+    // of which stands for those after it; `least` is the window's first distance.
+    __device__ __forceinline__ void fill(const RelativeBias& b, const int64_t* clocks, int last,
+                                         int64_t base, int least) {
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+        bool all_near = true;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            int time = 0;
+            if (clocks) {
+                all_near = near_time(clocks[min(lane + 32 * h, last)], base, time) && all_near;
+            }
+            times[lane + 32 * h] = time;
+        }
+        all_near = __all_sync(~0u, all_near);
+        if (lane == 0) {
+            near = all_near;
+        }
+        for (int i = lane; i < kWindow; i += 32) {
             window[i] = b.positions ? b.positions[position_entry(b, least + i)] : 0.0f;
         }
     }
 };
 
 // What a tile's warpgroups share.
+template <int kCount>
 struct TileBias {
-    NearCells cells;
-    BiasStage stages[kStages];
-    int64_t base;  // clock of the tile's first row
-    bool near;     // all rows are near it, and no cell is crowded
+    static constexpr int kRows = kGroups * kGroupRows;
 
-    // By all threads of the block, before its barrier. True: the tile is not near.
-    __device__ __forceinline__ bool fill(const AttentionParams& p, int64_t first_row, int rows) {
-        const int64_t first = row_time(p, first_row);
+    NearCells cells;
+    BiasStage stages[kCount];
+    int64_t clocks[kRows];  // of the tile's rows; the first is what times are relative to
+    bool near;              // all rows are near the first, and no cell is crowded
+
+    // By all threads of the block, before its barrier: clocks of the tile's rows, null without
+    // times. True: the tile is not near.
+    __device__ __forceinline__ bool fill(const AttentionParams& p, const int64_t* times, int rows) {
         const int thread = static_cast<int>(threadIdx.x);
-        int near = 0;
-        const bool far = thread < rows && !near_time(row_time(p, first_row + thread), first, near);
-        if (thread == 0) {
-            base = first;
+        bool far = false;
+        if (thread < kRows) {
+            const int64_t clock = times ? times[min(thread, rows - 1)] : 0;
+            int time = 0;
+            far = times && !near_time(clock, times[0], time);
+            clocks[thread] = clock;
         }
         return cells.fill(p) || far;
     }
 
-    // By one warp: of the keys from position `first`, `ahead` of the tile's first row.
-    __device__ __forceinline__ void bring(const AttentionParams& p, const Sequence& s, int first,
-                                          int ahead, int stage) {
+    __device__ __forceinline__ int near_clock(int row) const {
+        return static_cast<int>(clocks[row] - clocks[0]);
+    }
+
+    // By one warp: keys from position `first`, for a tile of consecutive positions from `row`.
+    __device__ __forceinline__ void bring_keys(const AttentionParams& p, const Sequence& s,
+                                               int first, int row, int stage) {
         const int64_t* times = key_times(p, s, false);
-        const int lane = static_cast<int>(threadIdx.x) % 32;
-        // Keys past the history are of no row: their clock is any.
-        const int last = static_cast<int>(s.history) - 1;
-        BiasStage& to = stages[stage];
-        bool is_near = true;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            int time = 0;
-            if (times) {
-                is_near = near_time(times[min(first + lane + 32 * h, last)], base, time) && is_near;
-            }
-            to.times[lane + 32 * h] = time;
+        bring(p, times ? times + first : nullptr, static_cast<int>(s.history) - 1 - first,
+              first - (row + kRows - 1), stage);
+    }
+
+    // Queries from position `first`, `count` of them, for a tile of keys from position `key`.
+    __device__ __forceinline__ void bring_queries(const AttentionParams& p, int64_t first_row,
+                                                  int first, int count, int key, int stage) {
+        bring(p, query_clocks(p, first_row), count - 1, key - (first + kBlockKeys - 1), stage);
+    }
+
+  private:
+    __device__ __forceinline__ void bring(const AttentionParams& p, const int64_t* times, int last,
+                                          int least, int stage) {
+        if (near) {
+            stages[stage].fill(p.in.bias, times, last, clocks[0], least);
+        } else if (threadIdx.x % 32 == 0) {
+            stages[stage].near = false;
         }
-        is_near = __all_sync(~0u, is_near);
-        if (lane == 0) {
-            to.near = is_near && near;
-        }
-        to.fill_window(p.in.bias, ahead - (kGroups * kGroupRows - 1));
     }
 };
 

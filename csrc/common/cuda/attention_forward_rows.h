@@ -193,7 +193,6 @@ class ForwardRows {
     Limits limits;
     float sums[kColumns][4];
     float weights[kKeys][4];
-    int64_t time[kBias ? 2 : 1];  // of the lane's two rows
 
   private:
     __device__ __forceinline__ static int g() { return static_cast<int>(threadIdx.x) % 32 / 4; }
@@ -242,6 +241,7 @@ class ForwardRows {
     int begin[2], end[2];      // of the lane's two rows on the history
     float peak[2], weight[2];  // weight: of the lane's columns
     int position[kBias ? 2 : 1];
+    int64_t time[kBias ? 2 : 1];
 };
 
 }  // namespace pylum::cuda

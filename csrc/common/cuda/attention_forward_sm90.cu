@@ -17,7 +17,7 @@ template <typename T, int kDim, bool kSilu, bool kBias>
 class Consumer {
   public:
     using Rows = ForwardRows<T, kDim, kSilu, kBias>;
-    using Shared = Tiles<T, kDim, std::conditional_t<kBias, TileBias, NoBias>>;
+    using Shared = Tiles<T, kDim, std::conditional_t<kBias, TileBias<kStages>, NoBias>>;
 
     __device__ __forceinline__ Consumer(const AttentionParams& params, const TileRows& group_rows,
                                         int group, Shared& shared)
@@ -33,7 +33,7 @@ class Consumer {
     __device__ __forceinline__ void run() {
         const Limits& limits = tiles.limits[kGroups];  // of the blocks that the producers bring
         rows.clear();
-        Place at;
+        Place<> at;
         int open = -1;  // the stage whose values are being multiplied
         for (int first = limits.next(0); first < limits.keys();
              first = limits.next(first + kBlockKeys)) {
@@ -110,7 +110,7 @@ class Consumer {
         int times[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            times[h] = static_cast<int>(rows.time[h] - tiles.bias.base);
+            times[h] = tiles.bias.near_clock(row + 8 * h);
         }
 #pragma unroll
         for (int n = 0; n < Rows::kKeys; ++n) {
@@ -242,8 +242,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         tiles.kv_head = static_cast<int>(blockIdx.y) / static_cast<int>(p.in.heads / p.in.kv_heads);
     }
     if constexpr (kBias) {
-        const int64_t first_row = s.first_row + tile.first - s.cached;
-        const bool near = !__syncthreads_or(tiles.bias.fill(p, first_row, tile.rows));
+        const int64_t* times = query_clocks(p, s.first_row + tile.first - s.cached);
+        const bool near = !__syncthreads_or(tiles.bias.fill(p, times, tile.rows));
         if (thread == 0) {
             tiles.bias.near = near;
         }

@@ -41,12 +41,13 @@ struct Source {
     bool wide;
 };
 
+template <int kCount = kStages>
 struct Place {
     int stage = 0;
     uint32_t parity = 0;
 
     __device__ __forceinline__ void advance() {
-        stage = (stage + 1) % kStages;
+        stage = (stage + 1) % kCount;
         parity ^= stage == 0 ? 1u : 0u;
     }
 };
@@ -127,7 +128,7 @@ class Producer {
 
     __device__ __forceinline__ void run() {
         const Limits& limits = tiles.limits[kGroups];
-        Place at;
+        Place<> at;
         uint32_t landed = 0;
         for (int first = limits.next(0); first < limits.keys();
              first = limits.next(first + kBlockKeys)) {
@@ -143,7 +144,7 @@ class Producer {
             load(false, first, count, tiles.keys[at.stage], &tiles.keys_full[at.stage]);
             if constexpr (!std::is_same<Bias, NoBias>::value) {
                 if (thread() < 32) {
-                    tiles.bias.bring(p, s, first, first - static_cast<int>(tile.first), at.stage);
+                    tiles.bias.bring_keys(p, s, first, static_cast<int>(tile.first), at.stage);
                     __syncwarp();
                     if (thread() == 0) {
                         barrier_arrive(&tiles.keys_full[at.stage]);
