@@ -38,7 +38,6 @@ class Entry:
 
 
 Maker = Callable[[], Entry]
-Row = dict[str, Any]
 
 
 def chosen(

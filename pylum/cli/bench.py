@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,14 +45,17 @@ def cpu(
     import torch
 
     from pylum.bench.cpu import table
+    from pylum.bench.harness import save
 
-    kept = _kept(json)
+    _writable(json)
     if processor_time and threads != 1:
         raise ValueError(f"threads must be 1 with processor time, got {threads}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        table(only, seconds, rows, calls=calls, processor_time=processor_time, each=kept)
+        measured = table(only, seconds, rows, calls=calls, processor_time=processor_time)
+        if json is not None:
+            save(json, measured)
     finally:
         torch.set_num_threads(before)
 
@@ -74,10 +76,13 @@ def threads(
 
     Example: [bold]pylum bench threads --only "packed causal"[/bold]
     """
+    from pylum.bench.harness import save
     from pylum.bench.scaling import table
 
-    kept = _kept(json)
-    table(only, seconds, rows, calls=calls, threads=threads, each=kept)
+    _writable(json)
+    measured = table(only, seconds, rows, calls=calls, threads=threads)
+    if json is not None:
+        save(json, measured)
 
 
 @app.command()
@@ -99,25 +104,17 @@ def cuda(
     import torch
 
     from pylum.bench.cuda import table
+    from pylum.bench.harness import save
 
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where CUDA is not available, got {device}")
-    kept = _kept(json)
-    table(only, seconds, device=device, tiny=tiny, cold=cold, each=kept)
+    _writable(json)
+    measured = table(only, seconds, device=device, tiny=tiny, cold=cold)
+    if json is not None:
+        save(json, measured)
 
 
-def _kept(json: Path | None) -> Callable[[dict[str, Any]], None] | None:
-    """Writes the rows so far, so that what was measured outlasts an interruption."""
-    if json is None:
-        return None
-    from pylum.bench.harness import save
-
-    json.parent.mkdir(parents=True, exist_ok=True)
-    outputs.writable(json, "json")
-    rows: list[dict[str, Any]] = []
-
-    def keep(row: dict[str, Any]) -> None:
-        rows.append(row)
-        save(json, rows)
-
-    return keep
+def _writable(json: Path | None) -> None:
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        outputs.writable(json, "json")
