@@ -86,7 +86,9 @@ Tensor view(py::handle object) {
         throw py::type_error("expected a tensor, got " +
                              std::string(py::str(py::type::of(object))));
     }
-    py::capsule capsule = object.attr("__dlpack__")();
+    // What has gradients exports nothing: torch before 2.10, the one whose tensors come here.
+    const bool recorded = py::getattr(object, "requires_grad", py::bool_(false)).cast<bool>();
+    py::capsule capsule = (recorded ? object.attr("detach")() : object).attr("__dlpack__")();
     void* managed = PyCapsule_GetPointer(capsule.ptr(), "dltensor");
     if (!managed) {
         throw py::error_already_set();

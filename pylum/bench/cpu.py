@@ -9,7 +9,7 @@ two and bytes at that of the last; its share is the ceiling's time over ours.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from pylum import _C
 from pylum.bench import attention, tables
-from pylum.bench.entry import Entry, Maker, chosen
+from pylum.bench.entry import Entry, Maker, Row, chosen
 from pylum.bench.harness import interleaved
 
 GEMM, STEPS = 512, 100_000
@@ -39,7 +39,8 @@ def table(
     *,
     calls: int = 5,
     processor_time: bool = False,
-) -> list[dict[str, Any]]:
+    each: Callable[[Row], None] | None = None,
+) -> list[Row]:
     """Measure and print the rows of every op whose name contains ``only``.
 
     Args:
@@ -49,6 +50,7 @@ def table(
         calls: of each contestant at least.
         processor_time: time the calling thread's use of the processor instead of the clock, for one
             thread on a machine that others use.
+        each: called with each row as it is measured.
 
     Returns:
         A row each: op, case, goals, milliseconds and quartiles of every contestant, the fastest
@@ -65,6 +67,8 @@ def table(
     for make in makers:
         rows.append(measure(make(), seconds, calls, processor_time))
         print(line(rows[-1]), flush=True)
+        if each is not None:
+            each(rows[-1])
     print(summary(rows))
     return rows
 

@@ -18,7 +18,7 @@ import torch
 
 from pylum.bench import cuda_attention, cuda_rows
 from pylum.bench.cpu import OURS, PRODUCT, judged, line
-from pylum.bench.entry import Entry, chosen
+from pylum.bench.entry import Entry, Row, chosen
 
 COPY = "copy probe"
 TURN_MS = 5.0  # of one contestant between two events
@@ -32,7 +32,8 @@ def table(
     device: str = "cuda",
     tiny: bool = False,
     cold: bool = False,
-) -> list[dict[str, Any]]:
+    each: Callable[[Row], None] | None = None,
+) -> list[Row]:
     """Measure and print the rows of every op whose name contains ``only``.
 
     Args:
@@ -41,6 +42,7 @@ def table(
         device: ``"cpu"`` runs the same calls by the clock: that they run, not how fast.
         tiny: sizes for such a run.
         cold: overwrite the L2 cache before every call, and time single calls.
+        each: called with each row as it is measured.
 
     Returns:
         A row each, as :func:`pylum.bench.cpu.table` has them; ``refused`` names peers that this
@@ -59,6 +61,8 @@ def table(
             print(line(rows[-1]), flush=True)
             for name, why in rows[-1]["refused"].items():
                 print(f"    {name}: {why}")
+            if each is not None:
+                each(rows[-1])
             if device != "cpu":
                 torch.cuda.empty_cache()
     return rows

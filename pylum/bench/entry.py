@@ -38,6 +38,7 @@ class Entry:
 
 
 Maker = Callable[[], Entry]
+Row = dict[str, Any]
 
 
 def chosen(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pylum.bench.cpu import GEMM, OURS, PRODUCT, READ, entries, summary
-from pylum.bench.entry import Entry, chosen
+from pylum.bench.entry import Entry, Row, chosen
 from pylum.bench.harness import interleaved
 
 # A call of one thread that takes less is not one of the large shapes that a goal is set for.
@@ -30,7 +30,8 @@ def table(
     *,
     calls: int = 5,
     threads: int = 2,
-) -> list[dict[str, Any]]:
+    each: Callable[[Row], None] | None = None,
+) -> list[Row]:
     """Measure and print the rows of every op whose name contains ``only``.
 
     Args:
@@ -39,6 +40,7 @@ def table(
         limit: rows at most; None: all.
         calls: of each contestant at least.
         threads: compared with one.
+        each: called with each row as it is measured.
 
     Returns:
         A row each: op, case, threads, milliseconds and quartiles of every contestant on one and on
@@ -61,6 +63,9 @@ def table(
             torch.set_num_threads(threads)
             rows.append(measure(make(), seconds, calls, threads))
             print(line(rows[-1]), flush=True)
+            torch.set_num_threads(before)
+            if each is not None:
+                each(rows[-1])
     finally:
         torch.set_num_threads(before)
     print(summary(rows))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,17 +46,14 @@ def cpu(
     import torch
 
     from pylum.bench.cpu import table
-    from pylum.bench.harness import save
 
-    _writable(json)
+    kept = _kept(json)
     if processor_time and threads != 1:
         raise ValueError(f"threads must be 1 with processor time, got {threads}")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        measured = table(only, seconds, rows, calls=calls, processor_time=processor_time)
-        if json is not None:
-            save(json, measured)
+        table(only, seconds, rows, calls=calls, processor_time=processor_time, each=kept)
     finally:
         torch.set_num_threads(before)
 
@@ -76,13 +74,10 @@ def threads(
 
     Example: [bold]pylum bench threads --only "packed causal"[/bold]
     """
-    from pylum.bench.harness import save
     from pylum.bench.scaling import table
 
-    _writable(json)
-    measured = table(only, seconds, rows, calls=calls, threads=threads)
-    if json is not None:
-        save(json, measured)
+    kept = _kept(json)
+    table(only, seconds, rows, calls=calls, threads=threads, each=kept)
 
 
 @app.command()
@@ -104,17 +99,25 @@ def cuda(
     import torch
 
     from pylum.bench.cuda import table
-    from pylum.bench.harness import save
 
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where CUDA is not available, got {device}")
-    _writable(json)
-    measured = table(only, seconds, device=device, tiny=tiny, cold=cold)
-    if json is not None:
-        save(json, measured)
+    kept = _kept(json)
+    table(only, seconds, device=device, tiny=tiny, cold=cold, each=kept)
 
 
-def _writable(json: Path | None) -> None:
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        outputs.writable(json, "json")
+def _kept(json: Path | None) -> Callable[[dict[str, Any]], None] | None:
+    """Writes the rows so far, so that what was measured outlasts an interruption."""
+    if json is None:
+        return None
+    from pylum.bench.harness import save
+
+    json.parent.mkdir(parents=True, exist_ok=True)
+    outputs.writable(json, "json")
+    rows: list[dict[str, Any]] = []
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        save(json, rows)
+
+    return keep

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import pylum
-from pylum.bench import harness
+from pylum.bench import cpu, harness
 from pylum.cli import values
 from tests.cli.test_cli import run
 
@@ -200,3 +200,20 @@ def test_a_benchmark_names_the_commit_of_the_package(monkeypatch, tmp_path):
     harness.save("rows.json", [])
     assert json.loads((tmp_path / "rows.json").read_text())["machine"]["commit"] is None
     assert sorted(path.name for path in tmp_path.iterdir()) == [".git", "rows.json"]
+
+
+def test_rows_outlast_an_interruption(monkeypatch, tmp_path):
+    """Ctrl-C while the second row is measured."""
+    measure, done = cpu.measure, []
+
+    def interrupted(*arguments):
+        if done:
+            raise KeyboardInterrupt
+        done.append(measure(*arguments))
+        return done[0]
+
+    monkeypatch.setattr(cpu, "measure", interrupted)
+    path = tmp_path / "new" / "rows.json"
+    options = ["--only", "group query", "--seconds", 0, "--calls", 1, "--json", path]
+    assert run(monkeypatch, "bench", "cpu", *options) == 130
+    assert json.loads(path.read_text())["rows"] == done

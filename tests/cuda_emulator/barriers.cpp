@@ -53,6 +53,7 @@ void named_barrier(int number, int threads, const Place& place) {
 
 void phase_wait(const void* barrier, unsigned parity, const Place& place) {
     const Outside outside;
+    begin_phase_wait(barrier, place);
     if (!phase_ended(barrier, parity)) {
         Fiber& own = s.fibers[s.current];
         own.place = place;
@@ -65,7 +66,6 @@ void phase_wait(const void* barrier, unsigned parity, const Place& place) {
 }
 
 void warpgroup_meet(void (*done)(int first_thread), const Place& place) {
-    constexpr int kGroup = 4 * kWarp;
     const int first = s.current / kGroup * kGroup;
     Fiber& own = s.fibers[s.current];
     own.place = place;

@@ -20,6 +20,14 @@ struct Thread {
 
 std::vector<Thread> threads;
 
+void check_seen(const Cell& cell, const void* at, size_t size, const Place& place) {
+    if (!seen_by_engines(cell)) {
+        report("a tile written by thread " + std::to_string(cell.writer) +
+                   " with no fence_proxies() after it that a barrier follows:",
+               at, size, &shared, nullptr, &place);
+    }
+}
+
 }  // namespace
 
 void copy_async(void* to, const void* from, size_t size, size_t valid, const Place& place) {
@@ -85,10 +93,14 @@ void begin_tile_write(void* to, size_t size, const Place& place) {
     if ((at - shared.begin) % 1024 != 0) {
         report("misaligned: a tile", to, size, &shared, nullptr, &place);
     }
+    Cell* cells = &shared.cells[(at - shared.begin) / kCell];
+    for (size_t i = 0; i < size / kCell; ++i) {
+        check_seen(cells[i], to, size, place);
+    }
     touch(shared, at, size, Access::kWrite, nullptr, &place);
     memset(to, 0xff, size);
     for (size_t i = 0; i < size / kCell; ++i) {
-        Cell& c = shared.cells[(at - shared.begin) / kCell + i];
+        Cell& c = cells[i];
         c.in_flight = true;
         c.by_engine = true;
         c.fences = 0;
@@ -109,12 +121,7 @@ void tile_read(uint32_t offset, size_t size, const Place& place) {
     }
     touch(shared, shared.begin + offset, size, Access::kRead, nullptr, &place);
     for (size_t i = offset / kCell; i < (offset + size) / kCell; ++i) {
-        const Cell& c = shared.cells[i];
-        if (!seen_by_engines(c)) {
-            report("a tile written by thread " + std::to_string(c.writer) +
-                       " with no fence_proxies() after it:",
-                   at, size, &shared, nullptr, &place);
-        }
+        check_seen(shared.cells[i], at, size, place);
     }
 }
 

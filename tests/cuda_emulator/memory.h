@@ -15,9 +15,13 @@ struct Cell {
     uint32_t readers = 0;  // 0: `reader` alone, else their number in the epoch's lists, plus 1
     uint32_t fences = 0;   // of the block when a thread wrote; 0: no thread, or seen by engines
     uint16_t writer = 0, reader = 0;
-    bool atomic = false, in_flight = false, by_engine = false;
+    bool atomic = false, in_flight = false, by_engine = false, barrier = false;
 };
 constexpr size_t kCell = 2;
+constexpr int kGroup = 4 * kWarp;
+// Of a tile, whose rows' 16-byte chunks are permuted by the address.
+constexpr int kRowBytes = 128;
+inline uint32_t permuted(uint32_t offset) { return offset ^ ((offset >> 7 & 7) << 4); }
 
 struct Memory {
     uintptr_t begin = 0, end = 0;
@@ -39,6 +43,9 @@ void checked_access(const void* at, size_t size, Access kind, const void* code, 
 
 // races.cpp: the access is ordered after what other threads did to the same bytes.
 void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code, const Place* place);
+// As touch(), of the eight bytes of a barrier with phases, which nothing else may touch from then
+// on.
+void touch_barrier(const void* barrier, Access kind, const Place& place);
 // Bytes of a copy have come: by the thread that waits for its own, or by an engine, for those who
 // know of its beginning.
 void land(Cell& cell);
@@ -51,6 +58,7 @@ void tell(Clock& clock);
 void learn(const Clock& clock);
 // These threads met: they know of each other.
 void meet(const std::vector<int>& threads);
+// What a thread wrote there last it has fenced, and the running thread knows of that.
 bool seen_by_engines(const Cell& cell);
 void begin_launch_epoch();
 void begin_block_epoch();
@@ -60,5 +68,9 @@ void begin_copies();
 
 // engines.cpp: what the thread waited for has happened.
 void learn_phase(const void* barrier);
+
+// products.cpp
+void begin_products();
+void end_products();
 
 }  // namespace emulator

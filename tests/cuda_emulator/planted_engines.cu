@@ -27,6 +27,18 @@ enum class Bug {
     kEarlyOverwrite,
     kWrongNumber,
     kWrongRegisters,
+    kTooManyRegisters,
+    kMissingBarrierFence,
+    kMissingExpect,
+    kBarrierBeforeItsTime,
+    kDataOverBarrier,
+    kLateProxyFence,
+    kFenceBeforeWait,
+    kEngineOverThreads,
+    kThreadOverProduct,
+    kWrittenSums,
+    kTouchedSums,
+    kOtherTiles,
 };
 
 struct Tiles {
@@ -45,32 +57,58 @@ __global__ void __launch_bounds__(128, 1)
     const int row = thread / 32 * 16 + lane / 4, t = lane % 4;
     if (thread == 0) {
         barrier_init(&s.barrier, 1);
-        fence_barriers();
+        if (kBug != Bug::kMissingBarrierFence) {
+            fence_barriers();
+        }
     }
-    __syncthreads();
+    if (kBug == Bug::kEngineOverThreads) {
+        s.b[thread] = 0;
+    }
+    if (kBug != Bug::kBarrierBeforeItsTime) {
+        __syncthreads();
+    }
     if (thread == 0) {
-        barrier_expect(&s.barrier, kCount * 1024 + (kBug == Bug::kWrongBytes ? 16 : 0));
+        if (kBug == Bug::kMissingExpect) {
+            barrier_arrive(&s.barrier);
+        } else {
+            barrier_expect(&s.barrier, kCount * 1024 + (kBug == Bug::kWrongBytes ? 16 : 0));
+        }
         for (int part = 0; part < (kTransposed ? kCount / 8 : 1); ++part) {
             copy_tile(s.b + part * 64 * 64, b_map, 64 * part, head, first, &s.barrier);
         }
     }
+    if (kBug == Bug::kBarrierBeforeItsTime) {
+        barrier_wait(&s.barrier, 0);
+    }
     if (!kOfRegisters) {
         for (int i = thread; i < 64 * 8; i += 128) {
             const int chunk = kBug == Bug::kWrongSwizzle ? i % 8 : i % 8 ^ i / 8 % 8;
-            store_pack<8>(reinterpret_cast<T*>(s.a) + i / 8 * 64 + chunk * 8,
-                          load_pack<8>(a + i * 8));
+            T* to = reinterpret_cast<T*>(s.a) + i / 8 * 64 + chunk * 8;
+            if (kBug == Bug::kFenceBeforeWait) {
+                copy_async16(to, a + i * 8, true);
+            } else {
+                store_pack<8>(to, load_pack<8>(a + i * 8));
+            }
         }
-        if (kBug != Bug::kMissingProxyFence) {
+        if (kBug != Bug::kMissingProxyFence && kBug != Bug::kLateProxyFence) {
             fence_proxies();
         }
+        copy_async_commit();
+        copy_async_wait<0>();
     }
     named_barrier(kBug == Bug::kWrongNumber && thread >= 64 ? 2 : 1, 128);
     if (kBug != Bug::kMissingWait) {
         barrier_wait(&s.barrier, kBug == Bug::kWrongParity ? 1 : 0);
     }
+    if (kBug == Bug::kLateProxyFence) {
+        fence_proxies();
+    }
     fewer_registers<128>();
     if (kBug == Bug::kWrongRegisters) {
         more_registers<120>();
+    }
+    if (kBug == Bug::kTooManyRegisters) {
+        more_registers<256>();
     }
     float d[kCount][4];
     for (int n = 0; n < kCount; ++n) {
@@ -83,7 +121,16 @@ __global__ void __launch_bounds__(128, 1)
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
+        if (kBug == Bug::kTouchedSums && k == 2) {
+            group_commit();
+            group_wait<0>();
+            group_fence();
+            d[0][0] += 1.0f;
+        }
         const auto* b = s.b + (kTransposed ? 16 * 64 : 16) * k;
+        if (kBug == Bug::kOtherTiles && thread >= 64) {
+            b = s.b;
+        }
         if constexpr (kOfRegisters) {
             uint32_t left[4];
             for (int i = 0; i < 4; ++i) {
@@ -105,8 +152,18 @@ __global__ void __launch_bounds__(128, 1)
             copy_tile(s.b, b_map, 0, head, first, &s.barrier);
         }
     }
+    if (kBug == Bug::kThreadOverProduct) {
+        __syncthreads();
+        s.b[thread] = static_cast<uint16_t>(s.b[thread] ^ 0x4000);
+    }
+    if (kBug == Bug::kWrittenSums) {
+        d[0][0] = 0.0f;
+    }
     if (kBug != Bug::kMissingGroupWait) {
         group_wait<0>();
+    }
+    if (kBug == Bug::kDataOverBarrier) {
+        s.barrier = 0;
     }
     for (int n = 0; n < kCount; ++n) {
         for (int i = 0; i < 4; ++i) {
@@ -156,6 +213,18 @@ void tile_product(const std::string& name, bool half, int count, bool transposed
         {"early_overwrite", with_bug<Bug::kEarlyOverwrite>},
         {"wrong_number", with_bug<Bug::kWrongNumber>},
         {"wrong_registers", with_bug<Bug::kWrongRegisters>},
+        {"too_many_registers", with_bug<Bug::kTooManyRegisters>},
+        {"missing_barrier_fence", with_bug<Bug::kMissingBarrierFence>},
+        {"missing_expect", with_bug<Bug::kMissingExpect>},
+        {"barrier_before_its_time", with_bug<Bug::kBarrierBeforeItsTime>},
+        {"data_over_barrier", with_bug<Bug::kDataOverBarrier>},
+        {"late_proxy_fence", with_bug<Bug::kLateProxyFence>},
+        {"fence_before_wait", with_bug<Bug::kFenceBeforeWait>},
+        {"engine_over_threads", with_bug<Bug::kEngineOverThreads>},
+        {"thread_over_product", with_bug<Bug::kThreadOverProduct>},
+        {"written_sums", with_bug<Bug::kWrittenSums>},
+        {"touched_sums", with_bug<Bug::kTouchedSums>},
+        {"other_tiles", with_bug<Bug::kOtherTiles>},
     };
     if (!name.empty()) {
         bugs.at(name)(p);

@@ -1,7 +1,6 @@
 // Races: whether accesses of a launch are ordered, by barriers of blocks, of some warps and with
 // phases, and by operations of warps.
 #include <algorithm>
-#include <cstring>
 
 #include "memory.h"
 
@@ -12,9 +11,14 @@ int thread = -1, warp = 0;
 namespace {
 
 uint32_t epoch = 1, launch_epoch = 1, block_epoch = 1;
-Clock times;                              // what each thread does now happens then
-std::vector<Clock> known;                 // by each warp
-uint32_t fences = 1, thread_fence[1024];  // the block's count, and at each thread's last one
+Clock times;               // what each thread does now happens then
+std::vector<Clock> known;  // by each warp
+// Each thread's fence_proxies(): when, and the block's count of them.
+struct Fence {
+    uint32_t count, epoch, time;
+};
+uint32_t fences = 1;
+std::vector<Fence> thread_fences[1024];
 
 // Several threads that read a cell in this epoch, not knowing of each other, and when.
 struct Readers {
@@ -122,6 +126,9 @@ void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code,
     for (size_t i = first; i < stop; ++i) {
         Cell& c = m.cells[i];
         const auto* address = reinterpret_cast<const void*>(at);
+        if (c.barrier) {
+            report("access to a barrier:", address, size, &m, code, place);
+        }
         if (c.in_flight && c.write_epoch >= block_epoch) {
             report("access to a copy in flight:", address, size, &m, code, place);
         }
@@ -156,8 +163,22 @@ void touch(Memory& m, uintptr_t at, size_t size, Access kind, const void* code,
     }
 }
 
+void touch_barrier(const void* barrier, Access kind, const Place& place) {
+    const auto at = reinterpret_cast<uintptr_t>(barrier);
+    Cell* cells = &shared.cells[(at - shared.begin) / kCell];
+    const auto mark = [&](bool on) {
+        for (size_t i = 0; i < sizeof(uint64_t) / kCell; ++i) {
+            cells[i].barrier = on;
+        }
+    };
+    mark(false);
+    touch(shared, at, sizeof(uint64_t), kind, nullptr, &place);
+    mark(true);
+}
+
 void land(Cell& c) {
     c.in_flight = false;
+    c.fences = fences;
     c.write_epoch = epoch;
     c.write_time = times[thread];
 }
@@ -197,9 +218,20 @@ void meet(const std::vector<int>& threads) {
     }
 }
 
-bool seen_by_engines(const Cell& c) { return c.fences < thread_fence[c.writer] || c.fences == 0; }
+bool seen_by_engines(const Cell& c) {
+    if (c.fences == 0) {
+        return true;
+    }
+    const std::vector<Fence>& all = thread_fences[c.writer];
+    const auto next = std::upper_bound(all.begin(), all.end(), c.fences,
+                                       [](uint32_t n, const Fence& f) { return n < f.count; });
+    return next != all.end() && ordered(next->epoch, next->time, c.writer);
+}
 
-void fence_proxies() { thread_fence[thread] = ++fences; }
+void fence_proxies() {
+    const Outside outside;
+    thread_fences[thread].push_back({++fences, epoch, times[thread]});
+}
 
 void begin_launch_epoch() {
     begin_epoch();
@@ -212,7 +244,9 @@ void begin_block_epoch() {
     const size_t threads = static_cast<size_t>(blockDim.x) * blockDim.y * blockDim.z;
     times.assign(threads, 1);
     known.assign((threads + kWarp - 1) / kWarp, Clock(threads));
-    memset(thread_fence, 0, sizeof thread_fence);
+    for (size_t i = 0; i < threads; ++i) {
+        thread_fences[i].clear();
+    }
 }
 
 void begin_thread(int number, int its_warp) {

@@ -22,7 +22,7 @@ template <typename T, int kDim, bool kSilu, bool kBias, Gradient kGradient>
 __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, kBias ? 1 : 0)
     backward_kernel(const __grid_constant__ AttentionGradients p, bool targets) {
     // What runs_on_sm90() says has kernels of its own: code that never runs would only be compiled.
-    if constexpr (!kForSm90 || sizeof(T) == 4 || kDim > 128 || kBias) {
+    if constexpr (!kForSm90 || sizeof(T) == 4 || kDim > 128) {
         using Shape = BackwardShape<T, kDim>;
         using Tile = BackwardTile<T, kDim, kSilu, kBias, kGradient>;
         using Tiles = typename Tile::Tiles;
@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, kBias ? 1 : 
         }
         Tile tile(p, rows, tiles);
         if constexpr (kOfQueries) {
-            tile.run_queries(targets);
+            tile.run_queries(targets, head);
         } else {
-            tile.run_keys();
+            tile.run_keys(head);
         }
     }
 }

@@ -61,27 +61,28 @@ struct PairGradients {
         }
     }
 
-    // Of keys [first, first + count) of the history.
+    // Of keys [first, first + count) of the history, by `threads` threads, whole warps.
     __device__ __forceinline__ void add(const AttentionGradients& p, const Sequence& s,
                                         const RowSpan* spans, const int64_t* times, int rows,
-                                        int first, int count) const {
+                                        int first, int count, int thread, int threads) const {
         const float scale = bias_scale(p);
         if (p.inputs.in.bias.positions) {
-            add_positions(p, spans, rows, first, count, scale);
+            add_positions(p, spans, rows, first, count, scale, thread, threads);
         }
         if (p.inputs.in.bias.times) {
-            add_times(p, key_times(p.inputs, s, false) + first, times, rows, count, scale);
+            add_times(p, key_times(p.inputs, s, false) + first, times, rows, count, scale, thread,
+                      threads);
         }
     }
 
   private:
     // A thread for each distance; those beyond the table once more for each row.
     __device__ __forceinline__ void add_positions(const AttentionGradients& p, const RowSpan* spans,
-                                                  int rows, int first, int count,
-                                                  float scale) const {
+                                                  int rows, int first, int count, float scale,
+                                                  int thread, int threads) const {
         const int last = 2 * static_cast<int>(p.inputs.in.bias.length) - 2, most = last / 2;
         int least = INT32_MAX, latest = 0;
-        for (int r = static_cast<int>(threadIdx.x) % 32; r < rows; r += 32) {
+        for (int r = thread % 32; r < rows; r += 32) {
             least = min(least, spans[r].position);
             latest = max(latest, spans[r].position);
         }
@@ -92,8 +93,7 @@ struct PairGradients {
         }
         const int low = max(first - latest, -most), high = min(first + count - 1 - least, most);
 #pragma unroll 1
-        for (int distance = low + static_cast<int>(threadIdx.x); distance <= high;
-             distance += blockDim.x) {
+        for (int distance = low + thread; distance <= high; distance += threads) {
             float sum = 0.0f;
             for (int r = 0; r < rows; ++r) {
                 const int key = spans[r].position + distance - first;
@@ -104,7 +104,7 @@ struct PairGradients {
         if (first - latest >= -most && first + count - 1 - least <= most) {
             return;
         }
-        for (int r = threadIdx.x; r < rows; r += blockDim.x) {
+        for (int r = thread; r < rows; r += threads) {
             float before = 0.0f, after = 0.0f;
             for (int key = 0; key < count; ++key) {
                 const int distance = first + key - spans[r].position;
@@ -120,11 +120,11 @@ struct PairGradients {
     // lane adds once for each bucket it meets.
     __device__ __forceinline__ void add_times(const AttentionGradients& p, const int64_t* key_time,
                                               const int64_t* times, int rows, int count,
-                                              float scale) const {
+                                              float scale, int thread, int threads) const {
         const RelativeBias& b = p.inputs.in.bias;
         const int64_t entry = b.positions ? 2 * b.length - 1 : 0;
 #pragma unroll 1
-        for (int i = threadIdx.x; i < 2 * rows; i += blockDim.x) {
+        for (int i = thread; i < 2 * rows; i += threads) {
             const int r = i / 2, begin = i % 2 * (kKeys / 2);
             const int end = min(count, begin + kKeys / 2);
             int64_t bucket = 0;

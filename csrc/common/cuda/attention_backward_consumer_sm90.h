@@ -2,13 +2,14 @@
 #pragma once
 
 #include "common/cuda/attention_backward_producer_sm90.h"
+#include "common/cuda/attention_broken_rows_sm90.h"
 
 namespace pylum::cuda::sm90 {
 
-template <typename T, int kDim, bool kSilu, bool kOfQueries>
+template <typename T, int kDim, bool kSilu, bool kBias, bool kOfQueries>
 class BackwardConsumer {
   public:
-    using Tiles = BackwardTiles<T, kDim>;
+    using Tiles = BackwardTiles<T, kDim, kBias, kOfQueries>;
     static constexpr int kColumns = kDim / 8;      // fragments of the sums
     static constexpr int kPairs = kBlockKeys / 8;  // of the scores
     static constexpr int kDepths = kBlockKeys / 16;
@@ -35,14 +36,14 @@ class BackwardConsumer {
         if (own().rows > 0) {
             barrier_wait(&tiles.rows_full, 0);
         }
-        for (Place at;; at.advance()) {
+        for (Place<Tiles::kStages> at;; at.advance()) {
             barrier_wait(&tiles.full[at.stage], at.parity);
             const Meeting& m = tiles.meetings[at.stage];
             if (m.count == 0) {
                 break;
             }
             if (m.met >> group & 1u) {
-                meet(m, tiles.meets[at.stage]);
+                meet(m, tiles.meets[at.stage], at.stage);
             }
             __syncwarp();
             if (threadIdx.x % 32 == 0) {
@@ -70,7 +71,8 @@ class BackwardConsumer {
     // Adds what the pairs with the rows of a stage give; kApart: some of these rows are not finite.
     // The other warpgroup's products run while this one weighs, so that nothing is left under way
     // from block to block: ptxas would take products that cross the loop's end one after the other.
-    __device__ __forceinline__ void meet(const Meeting& m, const T (&meets)[2][Tiles::kTile]) {
+    __device__ __forceinline__ void meet(const Meeting& m, const T (&meets)[2][Tiles::kTile],
+                                         int stage) {
         group_fence();
         multiply_rows(scores, tiles.rows[group][0], meets[0]);
         if constexpr (!kLate) {
@@ -80,6 +82,9 @@ class BackwardConsumer {
         const uint32_t seen = full ? ~0u : pairs_seen(m);
         group_wait<kLate ? 0 : 1>();
         settle(scores);
+        if constexpr (kBias) {
+            add_bias(m, stage);
+        }
         uint32_t left_weights[kOfQueries ? 1 : kDepths][4], left_scores[kDepths][4];
         weigh(m, left_weights);
         if constexpr (!kOfQueries) {
@@ -100,7 +105,7 @@ class BackwardConsumer {
             group_wait<0>();
         }
         settle(dweights);
-        differentiate(m, left_scores);
+        differentiate(m, seen, left_scores);
         if (!full) {
             keep(left_scores, seen);
         }
@@ -117,6 +122,76 @@ class BackwardConsumer {
         if constexpr (!kOfQueries) {
             settle(more_sums);
         }
+        if constexpr (kBias && kOfQueries) {
+            add_to_tables(m);
+        }
+    }
+
+    // Scores: scale * product + bias.
+    __device__ __forceinline__ void add_bias(const Meeting& m, int stage) {
+        const auto& bias = tiles.bias.tile;
+        const BiasStage& theirs = bias.stages[stage];
+        if (!theirs.near) {
+            add_far_bias(m, stage);
+            return;
+        }
+        const int row = group * kGroupRows + row_of(0), column = 2 * t();
+        // Keys lie ahead of queries by their position less the query's.
+        const float* window = theirs.window + (kOfQueries ? TileBias<1>::kRows - 1 - row + column
+                                                          : kBlockKeys - 1 + row - column);
+        const bool timed = in.bias.times != nullptr;
+        const int clocks[2] = {bias.near_clock(row), bias.near_clock(row + 8)};
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+            const auto times = load_pack<2>(theirs.times + 8 * n + column);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int across = 8 * n + i % 2 - i / 2 * 8;
+                float x = window[kOfQueries ? across : -across];
+                if (timed) {
+                    const int first = times.at[0], second = times.at[1];
+                    x += bias.cells.at(clocks[i / 2], i % 2 ? second : first);
+                }
+                scores[n][i] = scores[n][i] * in.scale + x;
+            }
+        }
+    }
+
+    // Where clocks are far apart, or the positions of the queries do not follow each other.
+    __device__ __forceinline__ void add_far_bias(const Meeting& m, int stage) {
+        const Sequence& s = p.inputs.batch.sequences[tiles.tile.sequence];
+        const auto& bias = tiles.bias;
+        const int row = group * kGroupRows + row_of(0);
+        // Keys past the history and queries past the last are of no pair: their clocks are any.
+        const int last = kOfQueries ? static_cast<int>(s.history) - 1 - m.first : m.count - 1;
+        const int64_t* times = kOfQueries ? key_times(p.inputs, s, false)
+                                          : query_clocks(p.inputs, bias.first_row[stage]);
+        times = kOfQueries && times ? times + m.first : times;
+#pragma unroll
+        for (int n = 0; n < kPairs; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int own = row + i / 2 * 8, column = 8 * n + 2 * t() + i % 2;
+                const int distance = kOfQueries ? m.first + column - tiles.spans[own].position
+                                                : static_cast<int>(tiles.tile.first) + own -
+                                                      bias.positions[stage][column];
+                const int64_t clock = times ? times[min(column, last)] : 0;
+                scores[n][i] =
+                    scores[n][i] * in.scale +
+                    pair_bias(p.inputs, distance, time_gap(bias.tile.clocks[own], clock));
+            }
+        }
+    }
+
+    // The gradients of the scores, which differentiate() has left.
+    __device__ __forceinline__ void add_to_tables(const Meeting& m) {
+        const int number = kProducers + 1 + group, first = group * kGroupRows;
+        named_barrier(number, kGroup);
+        tiles.bias.dscores[group].add(p, p.inputs.batch.sequences[tiles.tile.sequence],
+                                      tiles.spans + first, tiles.bias.tile.clocks + first,
+                                      own().rows, m.first, m.count,
+                                      static_cast<int>(threadIdx.x) % kGroup, kGroup);
+        named_barrier(number, kGroup);  // they have been read
     }
 
     __device__ __forceinline__ void start(const float* part) {
@@ -222,7 +297,7 @@ class BackwardConsumer {
         T* spare = tiles.spare[group];
 #pragma unroll 1
         for (int k = 0; k < kDepths; ++k) {
-            copy_finite(spare, rows, k, thread % kGroup);
+            copy_finite<T, kDim>(spare, rows, k, thread % kGroup);
             fence_proxies();
             named_barrier(number, kGroup);
             // Values, never addresses, are chosen: else the fragments would live in memory.
@@ -237,58 +312,8 @@ class BackwardConsumer {
             group_commit();
             group_wait<0>();
             settle(to);
-            add_broken(to, part, seen >> 8 * k, rows, 16 * k, thread % 32);
+            add_broken<T, kDim>(to, part, seen >> 8 * k, rows, 16 * k, thread % 32);
             named_barrier(number, kGroup);  // the products have been made
-        }
-    }
-
-    // Rows 16 k to 16 k + 15 of a tile, zeros for what is not finite.
-    __device__ __forceinline__ static void copy_finite(T* to, const T* rows, int k, int thread) {
-        constexpr int kPacks = 16 * kPart / kPack<T>;
-#pragma unroll 1
-        for (int i = thread; i < kDim / kPart * kPacks; i += kGroup) {
-            const int at = i / kPacks * kBlockKeys * kPart + k * 16 * kPart + i % kPacks * kPack<T>;
-            auto pack = load_pack<kPack<T>>(rows + at);
-#pragma unroll
-            for (int e = 0; e < kPack<T>; ++e) {
-                if (!finite(to_float(pack.at[e]))) {
-                    pack.at[e] = from_float<T>(0.0f);
-                }
-            }
-            store_pack<kPack<T>>(to + i * kPack<T>, pack);
-        }
-    }
-
-    // What is not finite of 16 rows, to the sums of the rows that see it.
-    __device__ __forceinline__ static void add_broken(float (&to)[kColumns][4],
-                                                      const uint32_t (&left)[4], uint32_t seen,
-                                                      const T* rows, int first, int lane) {
-#pragma unroll 1
-        for (int row = 0; row < 16; ++row) {
-            const int from = lane / 4 * 4 + row % 8 / 2;
-            const uint32_t theirs = __shfl_sync(~0u, seen, from) >> (row / 8 * 4 + row % 2);
-            float factor[2];
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const uint32_t low = left[h], high = left[2 + h];
-                const uint32_t word = __shfl_sync(~0u, row < 8 ? low : high, from);
-                Pack<T, 2> pair;
-                memcpy(&pair, &word, sizeof pair);
-                const float even = to_float(pair.at[0]), odd = to_float(pair.at[1]);
-                factor[h] = row % 2 ? odd : even;
-            }
-#pragma unroll
-            for (int n = 0; n < kColumns; ++n) {
-                __syncwarp();  // one load after the other: else all are held at once
-                const auto pair =
-                    load_pack<2>(rows + place_of<kDim>(first + row, 8 * n + lane % 4 * 2));
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float x = to_float(pair.at[i % 2]);
-                    const bool adds = !finite(x) && (theirs >> (i / 2 * 2) & 1u);
-                    to[n][i] = adds ? to[n][i] + factor[i / 2] * x : to[n][i];
-                }
-            }
         }
     }
 
@@ -324,8 +349,8 @@ class BackwardConsumer {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 if constexpr (kSilu) {
-                    const PairGradient pair =
-                        pair_gradient<T, true>(scores[n][i] * scale, 1.0f, levels[i], 0.0f);
+                    const PairGradient pair = pair_gradient<T, true>(
+                        kBias ? scores[n][i] : scores[n][i] * scale, 1.0f, levels[i], 0.0f);
                     weights[i] = pair.weight;
                     scores[n][i] = pair.score;
                 } else {
@@ -339,7 +364,7 @@ class BackwardConsumer {
         }
     }
 
-    __device__ __forceinline__ void differentiate(const Meeting& m,
+    __device__ __forceinline__ void differentiate(const Meeting& m, uint32_t seen,
                                                   uint32_t (&left)[kDepths][4]) const {
 #pragma unroll
         for (int n = 0; n < kPairs; ++n) {
@@ -350,6 +375,13 @@ class BackwardConsumer {
                 x[i] = scores[n][i] * (kSilu ? dweights[n][i] : dweights[n][i] - deltas[i]);
             }
             put(left, n, x);
+            if constexpr (kBias && kOfQueries) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    tiles.bias.dscores[group].at[row_of(i / 2)][8 * n + 2 * t() + i % 2] =
+                        seen >> (4 * n + i) & 1u ? x[i] : 0.0f;
+                }
+            }
         }
     }
 

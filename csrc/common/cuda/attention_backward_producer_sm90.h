@@ -2,7 +2,8 @@
 // rows first, then, stage by stage, the blocks of 64 rows that they meet.
 #pragma once
 
-#include "common/cuda/attention_producer_sm90.h"
+#include "common/cuda/attention_backward_bias.h"
+#include "common/cuda/attention_bias_sm90.h"
 
 namespace pylum::cuda::sm90 {
 
@@ -19,8 +20,21 @@ struct Meeting {
     unsigned broken;
 };
 
-template <typename T, int kDim>
+// What the bias adds to a block's shared memory.
+template <int kCount, bool kOfQueries>
+struct BackwardBias {
+    TileBias<kCount> tile;
+    // In a stage, where its pairs are not near: the queries' first row in the batch and positions.
+    int64_t first_row[kCount];
+    int positions[kCount][kBlockKeys];
+    // Gradients of each warpgroup's scores.
+    PairGradients<kOfQueries ? kGroupRows : 1, kBlockKeys> dscores[kGroups];
+};
+
+template <typename T, int kDim, bool kBias, bool kOfQueries>
 struct BackwardTiles {
+    // Of 128 columns one stage makes room for the bias.
+    static constexpr int kStages = kBias && kDim == 128 ? 3 : sm90::kStages;
     static constexpr int kTile = kBlockKeys * kDim;  // as Tiles::keys
     // Of each warpgroup: q and dout, or k and v; then what they meet, the other two.
     alignas(1024) T rows[kGroups][2][kTile];
@@ -30,6 +44,7 @@ struct BackwardTiles {
     // that the producer completes first.
     uint64_t rows_full, full[kStages], empty[kStages], landed;
     Meeting meetings[kStages];
+    std::conditional_t<kBias, BackwardBias<kStages, kOfQueries>, NoBias> bias;
     TileRows tile;
     int64_t first_row;                    // of the tile, in the batch
     int context;                          // of its sequence
@@ -49,10 +64,10 @@ __device__ __forceinline__ TileRows mirrored(const TileRows& tile, const Sequenc
     return {tile.sequence, first, static_cast<int>(left < kRows ? left : kRows)};
 }
 
-template <typename T, int kDim, bool kSilu>
+template <typename T, int kDim, bool kSilu, bool kBias, bool kOfQueries>
 class BackwardProducer {
   public:
-    using Tiles = BackwardTiles<T, kDim>;
+    using Tiles = BackwardTiles<T, kDim, kBias, kOfQueries>;
 
     __device__ __forceinline__ BackwardProducer(const AttentionGradients& params,
                                                 const BackwardSources& tensors,
@@ -82,6 +97,12 @@ class BackwardProducer {
             claim();
             load<false>(s.first_row + first, kv_head, count, tiles.meets[at.stage],
                         &tiles.full[at.stage], met & ~full ? Rows::kPartlySeen : Rows::kDepth);
+            if constexpr (kBias) {
+                if (leads()) {
+                    tiles.bias.tile.bring_keys(p.inputs, s, first, static_cast<int>(tile.first),
+                                               at.stage);
+                }
+            }
             announce(first, count, met, full);
         }
         finish();
@@ -163,7 +184,7 @@ class BackwardProducer {
     __device__ __forceinline__ void meet(bool targets, int64_t first, int64_t left, int head) {
         const int count = static_cast<int>(left < kBlockKeys ? left : kBlockKeys);
         const int64_t first_row = s.first_row + first + (targets ? s.history : 0);
-        int begin[2] = {0, 0}, end[2] = {0, 0};
+        int begin[2] = {0, 0}, end[2] = {0, 0}, position[2] = {0, 0};
         Limits limits = no_limits(static_cast<int>(s.context));
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -175,6 +196,7 @@ class BackwardProducer {
                 add_row(limits, span);
                 begin[h] = span.begin;
                 end[h] = span.end;
+                position[h] = span.position;
             }
         }
         limits = over_lanes(limits);
@@ -197,6 +219,9 @@ class BackwardProducer {
             for (int h = 0; h < 2; ++h) {
                 m.begin[thread() + 32 * h] = begin[h];
                 m.end[thread() + 32 * h] = end[h];
+                if constexpr (kBias) {
+                    tiles.bias.positions[at.stage][thread() + 32 * h] = position[h];
+                }
             }
         }
         load<true>(first_row, head, count, tiles.meets[at.stage], &tiles.full[at.stage],
@@ -210,7 +235,29 @@ class BackwardProducer {
                 m.delta[r] = mine && !kSilu ? p.delta[(first_row + r) * in.heads + head] : 0.0f;
             }
         }
+        if constexpr (kBias) {
+            if (leads()) {
+                bring_bias(targets, first_row, static_cast<int>(first), count);
+            }
+        }
         announce(0, count, met, full);
+    }
+
+    // Queries from `first` of their class.
+    __device__ __forceinline__ void bring_bias(bool targets, int64_t first_row, int first,
+                                               int count) {
+        auto& bias = tiles.bias;
+        if (targets) {  // their positions do not follow each other
+            if (thread() == 0) {
+                bias.tile.stages[at.stage].near = false;
+            }
+        } else {
+            bias.tile.bring_queries(p.inputs, first_row, first, count, static_cast<int>(tile.first),
+                                    at.stage);
+        }
+        if (thread() == 0) {
+            bias.first_row[at.stage] = first_row;
+        }
     }
 
     // Rows of q and dout, or of k and v, to two tiles; arrives at the barrier once.
@@ -305,7 +352,7 @@ class BackwardProducer {
     const TileRows tile;
     const BackwardSources& sources;
     Tiles& tiles;
-    Place at;
+    Place<Tiles::kStages> at;
     uint32_t landed = 0;
 };
 

@@ -27,7 +27,6 @@ struct ForwardTiles {
     T q[Shape::kRows * kDim];
     T kv[Shape::kBuffers][kBlockKeys * kDim];
     RowSpan spans[Shape::kRows];
-    ForwardShared shared;
     unsigned broken_keys[2];
 };
 
@@ -41,21 +40,13 @@ class ForwardTile {
     __device__ __forceinline__ ForwardTile(const AttentionParams& params, const TileRows& tile_rows,
                                            bool targets, Tiles& shared)
         : p(params),
-          tile(Rows::kReads ? shared.shared.tile : tile_rows),
-          kv_head(head() / static_cast<int>(params.in.heads / params.in.kv_heads)),
-          rows(params, share(tile_rows, params, shared), targets, head(), warp_row()),
+          tile(tile_rows),
+          rows(params, tile_rows, targets, static_cast<int>(blockIdx.y), warp_row()),
           tiles(shared) {
         for (int r = threadIdx.x; r < Shape::kRows; r += Shape::kThreads) {
             tiles.spans[r] = r < tile.rows ? rows.span_of(r) : RowSpan{0, 0, 0, 0, 0, true};
         }
         __syncthreads();
-        if constexpr (Rows::kReads) {
-            const Limits limits =
-                tile_limits(tiles.spans, tile.rows, static_cast<int>(rows.s.context));
-            if (threadIdx.x == 0) {
-                tiles.shared.limits = limits;
-            }
-        }
         rows.take(tiles.spans);
         const T* q =
             static_cast<const T*>(p.in.q) + rows.first_row * p.in.q_row + head() * p.in.q_head;
@@ -135,21 +126,10 @@ class ForwardTile {
     __device__ __forceinline__ void save(int64_t slot, bool after) { rows.save(slot, after); }
 
   private:
-    // What the rows are made of.
-    __device__ __forceinline__ static auto& share(const TileRows& tile_rows,
-                                                  const AttentionParams& p, Tiles& tiles) {
-        if constexpr (Rows::kReads) {
-            if (threadIdx.x == 0) {
-                tiles.shared.tile = tile_rows;
-                tiles.shared.sequence = p.batch.sequences[tile_rows.sequence];
-            }
-            __syncthreads();
-            return tiles.shared;
-        } else {
-            return tile_rows;
-        }
+    __device__ __forceinline__ int head() const { return static_cast<int>(blockIdx.y); }
+    __device__ __forceinline__ int kv_head() const {
+        return head() / static_cast<int>(p.in.heads / p.in.kv_heads);
     }
-    __device__ __forceinline__ static int head() { return static_cast<int>(blockIdx.y); }
     __device__ __forceinline__ static int warp_row() {
         return static_cast<int>(threadIdx.x) / 32 * 16;
     }
@@ -164,11 +144,11 @@ class ForwardTile {
                 return nullptr;
             }
             return static_cast<const T*>(values ? p.in.v_pages : p.in.k_pages) +
-                   (page * p.in.kv_heads + kv_head) * kBlockKeys * dim;
+                   (page * p.in.kv_heads + kv_head()) * kBlockKeys * dim;
         }
         const T* x = static_cast<const T*>(values ? p.in.v : p.in.k);
         return x + (rows.s.first_row + first) * history_stride(values) +
-               kv_head * (values ? p.in.v_head : p.in.k_head);
+               kv_head() * (values ? p.in.v_head : p.in.k_head);
     }
     __device__ __forceinline__ int64_t history_stride(bool values) const {
         return p.in.k_pages ? (values ? p.in.value_dim : p.in.head_dim)
@@ -218,8 +198,7 @@ class ForwardTile {
     }
 
     const AttentionParams& p;
-    const typename Rows::template Kept<TileRows> tile;
-    const int kv_head;
+    const TileRows tile;
     Rows rows;
     Tiles& tiles;
 };

@@ -3,7 +3,7 @@
 // multiply for 64 rows each, queries in registers. Bound by the matrix unit, 4 * rows * keys *
 // head_dim, and at 64 columns by the exponentials too. Rows see the same blocks in the same order
 // as in attention_forward.h.
-#include "common/cuda/attention_producer_sm90.h"
+#include "common/cuda/attention_bias_sm90.h"
 #include "common/cuda/attention_sm90.h"
 #include "common/cuda/launch.h"
 #include "common/cuda/shared.h"
@@ -13,13 +13,14 @@ namespace {
 
 using namespace sm90;
 
-template <typename T, int kDim, bool kSilu>
+template <typename T, int kDim, bool kSilu, bool kBias>
 class Consumer {
   public:
-    using Rows = ForwardRows<T, kDim, kSilu, false>;
+    using Rows = ForwardRows<T, kDim, kSilu, kBias>;
+    using Shared = Tiles<T, kDim, std::conditional_t<kBias, TileBias<kStages>, NoBias>>;
 
     __device__ __forceinline__ Consumer(const AttentionParams& params, const TileRows& group_rows,
-                                        int group, Tiles<T, kDim>& shared)
+                                        int group, Shared& shared)
         : p(params),
           tile(group_rows),
           rows(params, group_rows, false, static_cast<int>(blockIdx.y),
@@ -32,7 +33,7 @@ class Consumer {
     __device__ __forceinline__ void run() {
         const Limits& limits = tiles.limits[kGroups];  // of the blocks that the producers bring
         rows.clear();
-        Place at;
+        Place<> at;
         int open = -1;  // the stage whose values are being multiplied
         for (int first = limits.next(0); first < limits.keys();
              first = limits.next(first + kBlockKeys)) {
@@ -55,7 +56,10 @@ class Consumer {
             if (open >= 0) {
                 release(open);
             }
-            rows.weigh(first);
+            if constexpr (kBias) {
+                add_bias(first, at.stage);
+            }
+            rows.weigh_scores(first);
             uint32_t left[kBlockKeys / 16][4];
 #pragma unroll
             for (int k = 0; k < kBlockKeys / 16; ++k) {
@@ -88,6 +92,37 @@ class Consumer {
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
             barrier_arrive(&tiles.empty[stage]);
+        }
+    }
+
+    // Scores: scale * product + bias.
+    __device__ __forceinline__ void add_bias(int first, int stage) {
+        const BiasStage& bias = tiles.bias.stages[stage];
+        if (!bias.near) {
+            rows.add_bias(first);
+            return;
+        }
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+        const int group_row = (static_cast<int>(threadIdx.x) / kGroup - 1) * kGroupRows;
+        const int row = group_row + warp_row() + lane / 4, column = lane % 4 * 2;
+        const float* window = bias.window + kGroups * kGroupRows - 1 - row + column;
+        const bool timed = p.in.bias.times != nullptr;
+        int times[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            times[h] = tiles.bias.near_clock(row + 8 * h);
+        }
+#pragma unroll
+        for (int n = 0; n < Rows::kKeys; ++n) {
+            const auto keys = load_pack<2>(bias.times + 8 * n + column);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                float x = window[8 * n - i / 2 * 8 + i % 2];
+                if (timed) {
+                    x += tiles.bias.cells.at(times[i / 2], keys.at[i % 2]);
+                }
+                rows.weights[n][i] = rows.weights[n][i] * p.in.scale + x;
+            }
         }
     }
 
@@ -165,17 +200,18 @@ class Consumer {
     const AttentionParams& p;
     const TileRows tile;
     Rows rows;
-    Tiles<T, kDim>& tiles;
+    Shared& tiles;
     uint32_t queries[kDim / 16][4];
 };
 
-template <typename T, int kDim, bool kSilu>
+template <typename T, int kDim, bool kSilu, bool kBias>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_sm90_kernel(const __grid_constant__ AttentionParams p,
                         const __grid_constant__ Source keys,
                         const __grid_constant__ Source values) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    using Shared = Tiles<T, kDim>;
+    using Consumer = Consumer<T, kDim, kSilu, kBias>;
+    using Shared = typename Consumer::Shared;
     PYLUM_SHARED(Shared, tiles);
     constexpr int kRows = kGroups * kGroupRows;
     static_assert(kRows == kSm90TileRows, "the batch is cut into tiles of so many rows");
@@ -197,7 +233,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (thread == 0) {
         for (int i = 0; i < kStages; ++i) {
-            barrier_init(&tiles.keys_full[i], 1);
+            barrier_init(&tiles.keys_full[i], kBias ? 2 : 1);  // the bias's part arrives too
             barrier_init(&tiles.values_full[i], 1);
             barrier_init(&tiles.empty[i], 4 * kGroups);
         }
@@ -205,7 +241,15 @@ __global__ void __launch_bounds__(kThreads, 1)
         fence_barriers();
         tiles.kv_head = static_cast<int>(blockIdx.y) / static_cast<int>(p.in.heads / p.in.kv_heads);
     }
-    __syncthreads();
+    if constexpr (kBias) {
+        const int64_t* times = query_clocks(p, s.first_row + tile.first - s.cached);
+        const bool near = !__syncthreads_or(tiles.bias.fill(p, times, tile.rows));
+        if (thread == 0) {
+            tiles.bias.near = near;
+        }
+    } else {
+        __syncthreads();
+    }
     if (thread / 32 <= kGroups) {
         const int warp = thread / 32;
         const int rows = warp < kGroups ? rows_of_group(tile, warp).rows : tile.rows;
@@ -218,11 +262,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     if (thread < kGroup) {
         fewer_registers<40>();
-        Producer<T, kDim>(p, tile, keys, values, tiles).run();
+        Producer<T, kDim, decltype(tiles.bias)>(p, tile, keys, values, tiles).run();
     } else {
         more_registers<232>();
         const int group = thread / kGroup - 1;
-        Consumer<T, kDim, kSilu>(p, rows_of_group(tile, group), group, tiles).run();
+        Consumer(p, rows_of_group(tile, group), group, tiles).run();
     }
 #endif
 }
@@ -242,14 +286,20 @@ Source source_of(const AttentionParams& p, bool values) {
                           values ? in.v_row : in.k_row, values ? in.v_head : in.k_head);
 }
 
-template <typename T, int kDim>
-void launch_wide(const AttentionParams& p, cudaStream_t stream) {
+template <typename T, int kDim, bool kSilu, bool kBias>
+void launch_of(const AttentionParams& p, cudaStream_t stream) {
     const dim3 grid(blocks_for(history_tiles_bound(p.batch, kSm90TileRows), 1),
                     static_cast<unsigned>(p.in.heads));
-    launch("attention: forward_sm90",
-           p.in.silu ? forward_sm90_kernel<T, kDim, true> : forward_sm90_kernel<T, kDim, false>,
-           grid, kThreads, sizeof(Tiles<T, kDim>), stream, p, source_of(p, false),
+    launch("attention: forward_sm90", forward_sm90_kernel<T, kDim, kSilu, kBias>, grid, kThreads,
+           sizeof(typename Consumer<T, kDim, kSilu, kBias>::Shared), stream, p, source_of(p, false),
            source_of(p, true));
+}
+
+template <typename T, int kDim>
+void launch_wide(const AttentionParams& p, cudaStream_t stream) {
+    p.in.bias.given() ? launch_of<T, kDim, true, true>(p, stream)
+    : p.in.silu       ? launch_of<T, kDim, true, false>(p, stream)
+                      : launch_of<T, kDim, false, false>(p, stream);
 }
 
 template <typename T>

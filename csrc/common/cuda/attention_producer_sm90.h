@@ -17,7 +17,9 @@ constexpr int kStages = 4;
 constexpr int kPart = 64;      // columns of the tiles that the engines know
 constexpr int kProducers = 1;  // number of the producers' own barrier
 
-template <typename T, int kDim>
+struct NoBias {};
+
+template <typename T, int kDim, typename Bias>
 struct Tiles {
     // A part of 64 columns after the other, rows of 128 bytes in each.
     alignas(1024) T keys[kStages][kBlockKeys * kDim];
@@ -30,6 +32,7 @@ struct Tiles {
     RowSpan spans[kGroups * kGroupRows];
     Limits limits[kGroups + 1];  // of each group's rows, then of all
     int kv_head;
+    Bias bias;  // TileBias, or NoBias
 };
 
 // The keys or values as the copy engine sees them; false: they are copied element by element.
@@ -38,12 +41,13 @@ struct Source {
     bool wide;
 };
 
+template <int kCount = kStages>
 struct Place {
     int stage = 0;
     uint32_t parity = 0;
 
     __device__ __forceinline__ void advance() {
-        stage = (stage + 1) % kStages;
+        stage = (stage + 1) % kCount;
         parity ^= stage == 0 ? 1u : 0u;
     }
 };
@@ -109,11 +113,12 @@ __device__ __forceinline__ bool holds_broken(const T* tile) {
     return (found & 0x80008000u) != 0;
 }
 
-template <typename T, int kDim>
+template <typename T, int kDim, typename Bias>
 class Producer {
   public:
     __device__ __forceinline__ Producer(const AttentionParams& params, const TileRows& tile_rows,
-                                        const Source& k, const Source& v, Tiles<T, kDim>& shared)
+                                        const Source& k, const Source& v,
+                                        Tiles<T, kDim, Bias>& shared)
         : p(params),
           tile(tile_rows),
           s(params.batch.sequences[tile_rows.sequence]),
@@ -123,7 +128,7 @@ class Producer {
 
     __device__ __forceinline__ void run() {
         const Limits& limits = tiles.limits[kGroups];
-        Place at;
+        Place<> at;
         uint32_t landed = 0;
         for (int first = limits.next(0); first < limits.keys();
              first = limits.next(first + kBlockKeys)) {
@@ -137,6 +142,15 @@ class Producer {
                 tiles.broken_keys[at.stage][1] = 0;
             }
             load(false, first, count, tiles.keys[at.stage], &tiles.keys_full[at.stage]);
+            if constexpr (!std::is_same<Bias, NoBias>::value) {
+                if (thread() < 32) {
+                    tiles.bias.bring_keys(p, s, first, static_cast<int>(tile.first), at.stage);
+                    __syncwarp();
+                    if (thread() == 0) {
+                        barrier_arrive(&tiles.keys_full[at.stage]);
+                    }
+                }
+            }
             bool full = true;
 #pragma unroll
             for (int g = 0; g < kGroups; ++g) {
@@ -236,7 +250,7 @@ class Producer {
     const TileRows tile;
     const Sequence& s;
     const Source &keys, &values;
-    Tiles<T, kDim>& tiles;
+    Tiles<T, kDim, Bias>& tiles;
 };
 
 }  // namespace pylum::cuda::sm90

@@ -8,11 +8,11 @@ namespace pylum::cuda {
 
 constexpr int kSm90TileRows = 128;
 
-// History rows of the forward pass, all rows of the backward: by dtype, head sizes, bias and
+// History rows of the forward pass, all rows of the backward: by dtype, head sizes and
 // architecture, so that a row's path depends on nothing else.
 inline bool runs_on_sm90(const AttentionParams& p) {
     return p.in.dtype != DType::kFloat32 && p.in.head_dim <= 128 && p.in.value_dim <= 128 &&
-           !p.in.bias.given() && has_sm90();
+           has_sm90();
 }
 
 void launch_forward_sm90(const AttentionParams& p, CUstream_st* stream);

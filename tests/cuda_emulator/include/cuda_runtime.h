@@ -267,6 +267,10 @@ inline float __uint_as_float(unsigned x) { return pylum_bits<float>(x); }
 
 inline long long __float2ll_rn(float x) { return std::llrint(x); }
 inline float __ll2float_rn(long long x) { return static_cast<float>(x); }
+inline float __uint2float_rz(unsigned x) {
+    const float nearest = static_cast<float>(x);
+    return nearest > static_cast<double>(x) ? std::nextafter(nearest, 0.0f) : nearest;
+}
 
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }

@@ -16,6 +16,9 @@ void named_barrier(int number, int threads, const Place& place);
 // Barriers with phases. Bytes of copy_tile() land when a thread waits for their phase, not before:
 // until then their place is NaN and must not be touched.
 void phase_init(const void* barrier, unsigned count, const Place& place);
+// The engine sees the barriers that the thread has made.
+void fence_barriers();
+void begin_phase_wait(const void* barrier, const Place& place);
 void phase_arrive(const void* barrier, unsigned bytes, const Place& place);
 void phase_wait(const void* barrier, unsigned parity, const Place& place);
 bool phase_ended(const void* barrier, unsigned parity);

@@ -33,7 +33,7 @@ def train(device):
 
 @pytest.fixture(scope="module")
 def parts():
-    return make_data(users=8).split("loo-full")
+    return make_data(users=5).split("loo-full")
 
 
 def weights(model):
@@ -83,7 +83,7 @@ def test_loss_and_gradients(device, negatives, changes):
 def test_learns_as_on_the_cpu(device, train, parts, precision, changes):
     """From the same random numbers, where the device has the host's."""
     seen, expected = [], []
-    options = {"valid": parts[1], "precision": precision, **changes}
+    options = {"epochs": 1, "valid": parts[1], "precision": precision, **changes}
     found = train(SMALL, parts[0], on_epoch=seen.append, **options)
     with device.host():
         pretrain(SMALL, parts[0], on_epoch=expected.append, **{**FAST, **options})
@@ -104,7 +104,7 @@ def test_interrupted_and_resumed_is_uninterrupted(train, parts, tmp_path, config
 
     def interrupted(self, part):
         out = backward(self, part)
-        if self.steps == 3:
+        if self.steps == 1:
             signal.raise_signal(signal.SIGINT)
         return out
 
@@ -112,7 +112,7 @@ def test_interrupted_and_resumed_is_uninterrupted(train, parts, tmp_path, config
         patch.setattr(run_module.Run, "_backward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(small, data, valid=valid, checkpoint=path)
-    assert checkpoint.load(path)[0]["steps"] == 3
+    assert checkpoint.load(path)[0]["steps"] == 1
     assert same(weights(train(small, data, valid=valid, resume=path)), whole)
     with pytest.raises(ValueError, match=r"same arguments: \['device'\] differ"):
         pretrain(small, data, valid=valid, resume=path, **FAST)

@@ -15,7 +15,7 @@ inline void named_barrier(int number, int threads, PYLUM_PLACE) {
 inline void barrier_init(uint64_t* barrier, uint32_t count, PYLUM_PLACE) {
     emulator::phase_init(barrier, count, place);
 }
-inline void fence_barriers() {}
+inline void fence_barriers() { emulator::fence_barriers(); }
 inline void barrier_arrive(uint64_t* barrier, PYLUM_PLACE) {
     emulator::phase_arrive(barrier, 0, place);
 }
