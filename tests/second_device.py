@@ -132,6 +132,7 @@ def trainable() -> Iterator[None]:
     calls = {
         "is_available": lambda: True,
         "is_bf16_supported": lambda *_: True,
+        "is_current_stream_capturing": lambda: False,
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
         "current_device": lambda: 0,
