@@ -86,6 +86,7 @@ class ModelConfig(ABC):
         checks.at_least(self, 1, "dim", "layers", "width", "heads", "feature_dim", "max_length")
         checks.shares(self, "dropout", "id_dropout")
         checks.positive(self, "temperature", "initial_scale")
+        checks.finite(self, "temperature", "initial_scale")
         if not 1 <= self.window_step <= self.max_length:
             raise ValueError(
                 f"window_step must be in [1, max_length = {self.max_length}], "
@@ -182,6 +183,7 @@ class LUMConfig(ModelConfig):
         checks.at_least(self, 1, "kv_heads")
         checks.shares(self, "any_dropout")
         checks.positive(self, "ffn", "rotary_base")
+        checks.finite(self, "ffn", "rotary_base")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width must be an even multiple of heads = {self.heads}, got {self.width}"

@@ -20,6 +20,7 @@ from pylum.model.config import PRESETS
         pytest.param({"heads": 4, "kv_heads": 3}, ValueError, "divide heads = 4", id="kv-heads"),
         pytest.param({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\)", id="dropout"),
         pytest.param({"temperature": 0}, ValueError, "temperature must be pos", id="temperature"),
+        pytest.param({"temperature": float("inf")}, ValueError, "must be finite", id="infinite"),
         pytest.param({"window_step": 201}, ValueError, "window_step must be", id="window"),
         pytest.param({"calendar": ("month",)}, ValueError, "hour, weekday, got", id="calendar"),
         pytest.param({"tie": 1}, TypeError, "tie must be bool, got 1", id="tie"),
