@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 
@@ -62,10 +62,16 @@ def on_host(made: Made) -> Made:
     return made
 
 
-def _on_host(call: Any) -> Any:
+def on_host_or_meta(made: Made) -> Made:
+    """As :func:`on_host`, but where the default device is meta: who asks for a model there wants to
+    know its sizes, and may not have the memory for it."""
+    return _on_host(made, (CPU, META))
+
+
+def _on_host(call: Any, left: tuple[torch.device, ...] = (CPU,)) -> Any:
     @wraps(call)
     def called(*args: Any, **kwargs: Any) -> Any:
-        if torch.get_default_device() == CPU:
+        if torch.get_default_device() in left:
             return call(*args, **kwargs)
         with CPU:
             return call(*args, **kwargs)

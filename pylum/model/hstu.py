@@ -22,7 +22,7 @@ from pylum.model.hstu_config import HSTUConfig
 from pylum.model.hstu_layer import Attend, HSTULayer
 from pylum.model.hstu_places import Clock, Places
 from pylum.model.hstu_tasks import TaskHead
-from pylum.modes import on_host
+from pylum.modes import on_host_or_meta
 from pylum.transfer import moved
 
 
@@ -50,7 +50,7 @@ class HSTU(UserModel):
     config_class = HSTUConfig
     config: HSTUConfig
 
-    @on_host
+    @on_host_or_meta
     def __init__(
         self, config: HSTUConfig, schema: Schema, vocabs: Vocabs, items: ItemTable
     ) -> None:

@@ -14,7 +14,7 @@ from pylum.data.vocabs import Vocabs
 from pylum.model.base import UserModel
 from pylum.model.config import LUMConfig
 from pylum.model.transformer import UserEncoder
-from pylum.modes import on_host
+from pylum.modes import on_host_or_meta
 
 
 class LUM(UserModel):
@@ -32,7 +32,7 @@ class LUM(UserModel):
     config_class = LUMConfig
     config: LUMConfig
 
-    @on_host
+    @on_host_or_meta
     def __init__(self, config: LUMConfig, schema: Schema, vocabs: Vocabs, items: ItemTable) -> None:
         super().__init__(config, schema, vocabs, items)
         self.user_encoder = UserEncoder(config)
