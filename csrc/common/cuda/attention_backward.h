@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, kBias ? 1 : 
         }
         Tile tile(p, rows, tiles);
         if constexpr (kOfQueries) {
-            tile.run_queries(targets, head);
+            tile.run_queries(targets);
         } else {
-            tile.run_keys(head);
+            tile.run_keys();
         }
     }
 }

@@ -33,6 +33,9 @@ struct BackwardTiles {
 
     T rows[2][Shape::kRows * kDim];    // q and dout, or k and v
     T meets[2][Shape::kMeets * kDim];  // the other two
+    // What the tile's code needs now and then: the sums take most of the registers.
+    TileRows tile;
+    Sequence sequence;
     // Of the queries, on whichever side they stand.
     RowSpan spans[64];
     float level[64], delta[64];
@@ -56,34 +59,41 @@ class BackwardTile {
     static constexpr bool kOfValues =
         kGradient == Gradient::kValues || kGradient == Gradient::kKeysAndValues;
     static constexpr int kColumns = kDim / 8;
-    static constexpr int kPairs = Shape::kMeets / 8;
+    // Rows met at a time: beside two sums of 128 columns the registers hold the pairs of 32.
+    static constexpr int kTurn =
+        kGradient == Gradient::kKeysAndValues && Shape::kRowBytes == 256 && sizeof(T) == 2
+            ? 32
+            : Shape::kMeets;
+    static constexpr int kPairs = kTurn / 8;
 
     __device__ __forceinline__ BackwardTile(const AttentionGradients& params, const TileRows& rows,
                                             Tiles& shared)
-        : p(params),
-          in(params.inputs.in),
-          s(params.inputs.batch.sequences[rows.sequence]),
-          tile(rows),
-          tiles(shared) {}
+        : p(params), in(params.inputs.in), s(shared.sequence), tile(shared.tile), tiles(shared) {
+        if (threadIdx.x == 0) {
+            tiles.tile = rows;
+            tiles.sequence = p.inputs.batch.sequences[rows.sequence];
+        }
+        __syncthreads();
+    }
 
     // dq of the tile's queries and the head.
-    __device__ __forceinline__ void run_queries(bool targets, int head) {
-        const int64_t first_row = s.first_row + tile.first + (targets ? s.history : 0);
-        const int kv_head = head / static_cast<int>(in.heads / in.kv_heads);
-        describe_queries(targets, tile.first, tile.rows, Shape::kRows, head);
-        load<Shape::kRows>(tiles.rows[0], queries(), first_row, head, tile.rows);
-        load<Shape::kRows>(tiles.rows[1], douts(), first_row, head, tile.rows);
+    __device__ __forceinline__ void run_queries(bool targets) {
+        const int kv_head = head() / static_cast<int>(in.heads / in.kv_heads);
+        describe_queries(targets, tile.first, tile.rows, Shape::kRows, head());
+        load<Shape::kRows>(tiles.rows[0], queries(), row_of(targets, tile.first), head(),
+                           tile.rows);
+        load<Shape::kRows>(tiles.rows[1], douts(), row_of(targets, tile.first), head(), tile.rows);
         const Limits limits = tile_limits(tiles.spans, tile.rows, static_cast<int>(s.context));
-        start(targets ? own_part(head) : nullptr);
+        start(targets ? own_part() : nullptr);
         for (int first = limits.next(0); first < limits.keys();
              first = limits.next(first + Shape::kMeets)) {
             const int count = min(Shape::kMeets, limits.keys() - first);
-            load<Shape::kMeets>(tiles.meets[0], keys(), s.first_row + first, kv_head, count);
-            load<Shape::kMeets>(tiles.meets[1], values(), s.first_row + first, kv_head, count);
+            load<Shape::kMeets>(tiles.meets[0], keys(), row_of(false, first), kv_head, count);
+            load<Shape::kMeets>(tiles.meets[1], values(), row_of(false, first), kv_head, count);
             finish_loads();
             const bool broken = meets_are_broken(limits.full(first, Shape::kMeets));
-            weigh(first);
-            add<0>(sums, scores, broken, keys(), s.first_row + first, kv_head, first);
+            weigh(first, 0);
+            add<0>(sums, scores, 0, broken, keys(), false, first, kv_head, first);
             if constexpr (kBias) {
                 if (in.bias.given()) {
                     __syncthreads();  // the values have been multiplied
@@ -97,38 +107,45 @@ class BackwardTile {
         }
         copy_async_commit();
         copy_async_wait<0>();
-        store(p.dq, sums, in.scale, first_row, in.heads, head, in.head_dim);
+        store(p.dq, sums, in.scale, row_of(targets, tile.first), in.heads, in.head_dim);
     }
 
     // dk and dv of the tile's keys.
-    __device__ __forceinline__ void run_keys(int kv_head) {
+    __device__ __forceinline__ void run_keys() {
         const int group = static_cast<int>(in.heads / in.kv_heads);
-        const int64_t first_row = s.first_row + tile.first;
-        load<Shape::kRows>(tiles.rows[0], keys(), first_row, kv_head, tile.rows);
-        load<Shape::kRows>(tiles.rows[1], values(), first_row, kv_head, tile.rows);
+        load<Shape::kRows>(tiles.rows[0], keys(), row_of(false, tile.first), head(), tile.rows);
+        load<Shape::kRows>(tiles.rows[1], values(), row_of(false, tile.first), head(), tile.rows);
         start(nullptr);
-        // Rows before a key see it as context only.
-        const int64_t begin =
-            tile.first >= s.context ? tile.first / Shape::kMeets * Shape::kMeets : 0;
-        for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-            for (int64_t first = begin; first < s.history; first += Shape::kMeets) {
-                meet(false, first, s.history - first, head);
-            }
-            for (int64_t first = 0; first < s.targets; first += Shape::kMeets) {
-                meet(true, first, s.targets - first, head);
+        const int begin = head() * group;
+        for (int query_head = begin; query_head < begin + group; ++query_head) {
+            // One copy of the code, whose registers would else be needed twice.
+#pragma unroll 1
+            for (int of_targets = 0; of_targets < 2; ++of_targets) {
+                const int end = static_cast<int>(of_targets ? s.targets : s.history);
+                int first = 0;
+                if (!of_targets && tile.first >= s.context) {
+                    // Rows before a key see it as context only.
+                    first = static_cast<int>(tile.first) / Shape::kMeets * Shape::kMeets;
+                }
+#pragma unroll 1
+                for (; first < end; first += Shape::kMeets) {
+                    meet(of_targets, first, min(Shape::kMeets, end - first), query_head);
+                }
             }
         }
         copy_async_commit();
         copy_async_wait<0>();
         if constexpr (kOfKeys) {
-            store(p.dk, sums, in.scale, first_row, in.kv_heads, kv_head, in.head_dim);
+            store(p.dk, sums, in.scale, row_of(false, tile.first), in.kv_heads, in.head_dim);
         }
         if constexpr (kOfValues) {
-            store(p.dv, more_sums, 1.0f, first_row, in.kv_heads, kv_head, in.value_dim);
+            store(p.dv, more_sums, 1.0f, row_of(false, tile.first), in.kv_heads, in.value_dim);
         }
     }
 
   private:
+    // Of the queries for dq, else of the keys.
+    __device__ __forceinline__ static int head() { return static_cast<int>(blockIdx.y); }
     __device__ __forceinline__ static int warp_row() {
         return static_cast<int>(threadIdx.x) / 32 * 16;
     }
@@ -152,21 +169,21 @@ class BackwardTile {
     }
 
     // Of the tile's first target.
-    __device__ __forceinline__ const float* own_part(int head) const {
-        return p.inputs.parts + ((s.first_target + tile.first) * in.heads + head) * in.head_dim;
+    __device__ __forceinline__ const float* own_part() const {
+        return p.inputs.parts + ((s.first_target + tile.first) * in.heads + head()) * in.head_dim;
     }
 
     // Spans, lse and delta of `count` queries of one class.
-    __device__ __forceinline__ void describe_queries(bool targets, int64_t first, int64_t count,
+    __device__ __forceinline__ void describe_queries(bool targets, int64_t first, int count,
                                                      int room, int head) {
-        for (int r = threadIdx.x; r < room; r += Shape::kThreads) {
+        for (int r = opaque(static_cast<int>(threadIdx.x)); r < room; r += Shape::kThreads) {
             RowSpan span{0, 0, 0, 0, 0, true};
             float level = 0.0f, delta = 0.0f;
             int64_t time = 0;
             if (r < count) {
                 span = targets ? target_row_span(p.inputs.batch, in.batch, s, first + r)
                                : history_row_span(in.batch, s, first + r);
-                const int64_t row = s.first_row + first + r + (targets ? s.history : 0);
+                const int64_t row = row_of(targets, first + r);
                 level = row_level<kSilu>(in, row, head);
                 delta = kSilu ? 0.0f : p.delta[row * in.heads + head];
                 time = kBias ? row_time(p.inputs, row) : 0;
@@ -218,24 +235,26 @@ class BackwardTile {
         __syncthreads();
     }
 
-    // The tile's keys and up to kMeets queries of one class.
-    __device__ __forceinline__ void meet(bool targets, int64_t first, int64_t left, int head) {
-        const int count = static_cast<int>(left < Shape::kMeets ? left : Shape::kMeets);
+    // The tile's keys and `count` queries of one class.
+    __device__ __forceinline__ void meet(bool targets, int first, int count, int head) {
         describe_queries(targets, first, count, Shape::kMeets, head);
         const Limits limits = tile_limits(tiles.spans, count, static_cast<int>(s.context));
         const int key = static_cast<int>(tile.first);
         if (limits.meet(key, tile.rows)) {
-            const int64_t row = s.first_row + first + (targets ? s.history : 0);
+            const int64_t row = row_of(targets, first);
             load<Shape::kMeets>(tiles.meets[0], queries(), row, head, count);
             load<Shape::kMeets>(tiles.meets[1], douts(), row, head, count);
             finish_loads();
             const bool broken = meets_are_broken(limits.full(key, tile.rows));
-            weigh(key);
-            if constexpr (kOfKeys) {
-                add<0>(sums, scores, broken, queries(), row, head, key);
-            }
-            if constexpr (kOfValues) {
-                add<1>(more_sums, weights, broken, douts(), row, head, key);
+#pragma unroll 1
+            for (int turn = 0; turn < Shape::kMeets; turn += kTurn) {
+                weigh(key, turn);
+                if constexpr (kOfKeys) {
+                    add<0>(sums, scores, turn, broken, queries(), targets, first, head, key);
+                }
+                if constexpr (kOfValues) {
+                    add<1>(more_sums, weights, turn, broken, douts(), targets, first, head, key);
+                }
             }
         }
         __syncthreads();
@@ -262,30 +281,38 @@ class BackwardTile {
         return broken;
     }
 
-    // out += factors * meets[kMeet], which is rows of `from` from `row`; `first` is the position of
-    // the first key.
+    // Of the sequence's history or targets, in any tensor.
+    __device__ __forceinline__ int64_t row_of(bool targets, int64_t first) const {
+        return s.first_row + first + (targets ? s.history : 0);
+    }
+
+    // out += factors * meets[kMeet] from its row `turn`. The tile is rows of `from` which begin
+    // with number `first` of the targets or the history. `key`: position of the first key.
     template <int kMeet>
-    __device__ __forceinline__ void add(float (&out)[kColumns][4],
-                                        const float (&factors)[kPairs][4], bool broken,
-                                        const Source& from, int64_t row, int head, int first) {
-        T* meets = tiles.meets[kMeet];
+    __device__ __forceinline__ void add(float (&out)[kColumns][4], float (&factors)[kPairs][4],
+                                        int turn, bool broken, const Source& from, bool targets,
+                                        int first, int from_head, int key) {
+        T* meets = tiles.meets[kMeet] + turn * kDim;
         if (broken) {
-            take_broken<T, kDim, Shape::kMeets, Shape::kThreads>(meets, tiles.broken[kMeet]);
+            __syncthreads();  // the rows before have been added
+            take_broken<T, kDim, kTurn, Shape::kThreads>(meets, tiles.broken[kMeet]);
         }
         add_weighted<T, kDim, kPairs>(out, factors, meets);
         if (broken) {
-            __syncthreads();  // the tile has been multiplied: the warps take its place
+            __syncthreads();  // the rows have been multiplied: the warps take their place
             add_broken_rows(
-                out, factors, from.at(row, head), from.by_row, from.dim, tiles.broken[kMeet],
-                reinterpret_cast<float(*)[kDim]>(meets)[threadIdx.x / 32], [&](int h, int met) {
-                    const int own = warp_row() + g() + 8 * h;
-                    return kOfQueries ? sees_key(own, first + met) : sees_key(met, first + own);
+                out, factors, from.at(row_of(targets, first + turn), from_head), from.by_row,
+                from.dim, tiles.broken[kMeet],
+                reinterpret_cast<float(*)[kDim]>(meets)[threadIdx.x / 32], [&](int h, int row) {
+                    const int own = warp_row() + g() + 8 * h, met = turn + row;
+                    return kOfQueries ? sees_key(own, key + met) : sees_key(met, key + own);
                 });
         }
     }
 
-    // Weights and score gradients of all pairs; `first` is the position of the first key.
-    __device__ __forceinline__ void weigh(int first) {
+    // Weights and score gradients of the rows met from `turn`; `first` is the position of the first
+    // key.
+    __device__ __forceinline__ void weigh(int first, int turn) {
 #pragma unroll
         for (int n = 0; n < kPairs; ++n) {
 #pragma unroll
@@ -294,9 +321,11 @@ class BackwardTile {
                 weights[n][i] = 0.0f;
             }
         }
-        add_rows_by_rows<T, kDim, kPairs>(scores, tiles.rows[0], warp_row(), tiles.meets[0]);
+        add_rows_by_rows<T, kDim, kPairs>(scores, tiles.rows[0], warp_row(),
+                                          tiles.meets[0] + turn * kDim);
         if constexpr (kGradient != Gradient::kValues) {
-            add_rows_by_rows<T, kDim, kPairs>(weights, tiles.rows[1], warp_row(), tiles.meets[1]);
+            add_rows_by_rows<T, kDim, kPairs>(weights, tiles.rows[1], warp_row(),
+                                              tiles.meets[1] + turn * kDim);
         }
         const int64_t* times = kBias ? key_times(p.inputs, s, false) : nullptr;
         const int last = static_cast<int>(s.history) - 1;
@@ -304,7 +333,8 @@ class BackwardTile {
         for (int n = 0; n < kPairs; ++n) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int row = warp_row() + g() + i / 2 * 8, column = 8 * n + 2 * t() + i % 2;
+                const int row = warp_row() + g() + i / 2 * 8;
+                const int column = turn + 8 * n + 2 * t() + i % 2;
                 const int query = kOfQueries ? row : column;
                 const int key = first + (kOfQueries ? column : row);
                 const RowSpan& span = tiles.spans[query];
@@ -325,14 +355,14 @@ class BackwardTile {
     }
 
     __device__ __forceinline__ void store(void* to, const float (&x)[kColumns][4], float factor,
-                                          int64_t first_row, int64_t heads, int head, int64_t dim) {
+                                          int64_t first, int64_t heads, int64_t dim) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int row = warp_row() + g() + 8 * h;
             if (row >= tile.rows) {
                 continue;
             }
-            T* out = static_cast<T*>(to) + ((first_row + row) * heads + head) * dim;
+            T* out = static_cast<T*>(to) + ((first + row) * heads + head()) * dim;
 #pragma unroll
             for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
@@ -349,7 +379,7 @@ class BackwardTile {
     const AttentionGradients& p;
     const AttentionInputs& in;
     const Sequence& s;
-    const TileRows tile;
+    const TileRows& tile;
     Tiles& tiles;
     float sums[kColumns][4];                       // dq or dk
     float more_sums[kOfValues ? kColumns : 1][4];  // dv

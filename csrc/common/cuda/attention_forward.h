@@ -27,6 +27,7 @@ struct ForwardTiles {
     T q[Shape::kRows * kDim];
     T kv[Shape::kBuffers][kBlockKeys * kDim];
     RowSpan spans[Shape::kRows];
+    ForwardShared shared;
     unsigned broken_keys[2];
 };
 
@@ -40,13 +41,21 @@ class ForwardTile {
     __device__ __forceinline__ ForwardTile(const AttentionParams& params, const TileRows& tile_rows,
                                            bool targets, Tiles& shared)
         : p(params),
-          tile(tile_rows),
-          rows(params, tile_rows, targets, static_cast<int>(blockIdx.y), warp_row()),
+          tile(Rows::kReads ? shared.shared.tile : tile_rows),
+          kv_head(head() / static_cast<int>(params.in.heads / params.in.kv_heads)),
+          rows(params, share(tile_rows, params, shared), targets, head(), warp_row()),
           tiles(shared) {
         for (int r = threadIdx.x; r < Shape::kRows; r += Shape::kThreads) {
             tiles.spans[r] = r < tile.rows ? rows.span_of(r) : RowSpan{0, 0, 0, 0, 0, true};
         }
         __syncthreads();
+        if constexpr (Rows::kReads) {
+            const Limits limits =
+                tile_limits(tiles.spans, tile.rows, static_cast<int>(rows.s.context));
+            if (threadIdx.x == 0) {
+                tiles.shared.limits = limits;
+            }
+        }
         rows.take(tiles.spans);
         const T* q =
             static_cast<const T*>(p.in.q) + rows.first_row * p.in.q_row + head() * p.in.q_head;
@@ -126,10 +135,21 @@ class ForwardTile {
     __device__ __forceinline__ void save(int64_t slot, bool after) { rows.save(slot, after); }
 
   private:
-    __device__ __forceinline__ int head() const { return static_cast<int>(blockIdx.y); }
-    __device__ __forceinline__ int kv_head() const {
-        return head() / static_cast<int>(p.in.heads / p.in.kv_heads);
+    // What the rows are made of.
+    __device__ __forceinline__ static auto& share(const TileRows& tile_rows,
+                                                  const AttentionParams& p, Tiles& tiles) {
+        if constexpr (Rows::kReads) {
+            if (threadIdx.x == 0) {
+                tiles.shared.tile = tile_rows;
+                tiles.shared.sequence = p.batch.sequences[tile_rows.sequence];
+            }
+            __syncthreads();
+            return tiles.shared;
+        } else {
+            return tile_rows;
+        }
     }
+    __device__ __forceinline__ static int head() { return static_cast<int>(blockIdx.y); }
     __device__ __forceinline__ static int warp_row() {
         return static_cast<int>(threadIdx.x) / 32 * 16;
     }
@@ -144,11 +164,11 @@ class ForwardTile {
                 return nullptr;
             }
             return static_cast<const T*>(values ? p.in.v_pages : p.in.k_pages) +
-                   (page * p.in.kv_heads + kv_head()) * kBlockKeys * dim;
+                   (page * p.in.kv_heads + kv_head) * kBlockKeys * dim;
         }
         const T* x = static_cast<const T*>(values ? p.in.v : p.in.k);
         return x + (rows.s.first_row + first) * history_stride(values) +
-               kv_head() * (values ? p.in.v_head : p.in.k_head);
+               kv_head * (values ? p.in.v_head : p.in.k_head);
     }
     __device__ __forceinline__ int64_t history_stride(bool values) const {
         return p.in.k_pages ? (values ? p.in.value_dim : p.in.head_dim)
@@ -198,14 +218,22 @@ class ForwardTile {
     }
 
     const AttentionParams& p;
-    const TileRows tile;
+    const typename Rows::template Kept<TileRows> tile;
+    const int kv_head;
     Rows rows;
     Tiles& tiles;
 };
 
+// Blocks of a multiprocessor that the registers must leave room for; 0: the compiler's choice.
+// Shared memory has room for three of 64 columns of 16 bits: none is gained by a word less.
+template <typename T, int kDim, bool kBias>
+constexpr int kForwardBlocks = kBias                          ? 1
+                               : sizeof(T) == 2 && kDim == 64 ? 3
+                                                              : 0;
+
 // History rows at once; targets one chunk of keys after the other, each to a part in memory.
 template <typename T, int kDim, bool kSilu, bool kBias>
-__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, kBias ? 1 : 0)
+__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, kForwardBlocks<T, kDim, kBias>)
     forward_kernel(const __grid_constant__ AttentionParams p, bool targets) {
     using Shape = ForwardShape<T, kDim>;
     using Tiles = ForwardTiles<T, kDim>;

@@ -3,6 +3,8 @@
 // sums.
 #pragma once
 
+#include <type_traits>
+
 #include "common/cuda/attention_bias.h"
 #include "common/cuda/attention_mask.h"
 #include "common/cuda/attention_sums.h"
@@ -10,11 +12,23 @@
 
 namespace pylum::cuda {
 
+// What every row of a tile needs, in shared memory.
+struct ForwardShared {
+    TileRows tile;
+    Sequence sequence;
+    Limits limits;
+};
+
 template <typename T, int kDim, bool kSilu, bool kBias>
 class ForwardRows {
   public:
     static constexpr int kColumns = kDim / 8;     // fragments of the sums
     static constexpr int kKeys = kBlockKeys / 8;  // fragments of the weights
+    // Sums of 256 columns leave few registers: what a block of keys needs of the rows stays in
+    // shared memory.
+    static constexpr bool kReads = kDim > 128;
+    template <typename X>
+    using Kept = std::conditional_t<kReads, const X&, X>;
 
     // Rows [warp_row, warp_row + 16) of the tile.
     __device__ __forceinline__ ForwardRows(const AttentionParams& params, const TileRows& rows,
@@ -25,7 +39,19 @@ class ForwardRows {
           head(head_number),
           warp_row(row_of_warp),
           s(params.batch.sequences[rows.sequence]),
-          first_row(s.first_row + rows.first - s.cached + (of_targets ? s.history : 0)) {}
+          first_row(row_of(0)) {}
+    // Where kReads; limits are known by take().
+    __device__ __forceinline__ ForwardRows(const AttentionParams& params,
+                                           const ForwardShared& shared, bool of_targets,
+                                           int head_number, int row_of_warp)
+        : limits(shared.limits),
+          p(params),
+          tile(shared.tile),
+          targets(of_targets),
+          head(head_number),
+          warp_row(row_of_warp),
+          s(shared.sequence),
+          first_row(row_of(0)) {}
 
     __device__ __forceinline__ RowSpan span_of(int row) const {
         return targets ? target_row_span(p.batch, p.in.batch, s, tile.first + row)
@@ -34,14 +60,19 @@ class ForwardRows {
 
     // Takes the spans of the whole tile, which stand in shared memory.
     __device__ __forceinline__ void take(const RowSpan* spans) {
-        limits = tile_limits(spans, tile.rows, static_cast<int>(s.context));
+        shared_spans = spans;
+        if constexpr (!kReads) {
+            limits = tile_limits(spans, tile.rows, static_cast<int>(s.context));
+        }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int row = warp_row + g() + 8 * h;
-            begin[h] = spans[row].begin;
-            end[h] = spans[row].end;
-            if constexpr (kBias) {
+            if constexpr (!kReads) {
+                begin[h] = spans[row].begin;
+                end[h] = spans[row].end;
                 position[h] = spans[row].position;
+            }
+            if constexpr (kBias) {
                 time[h] = row < tile.rows ? row_time(p, first_row + row) : 0;
             }
         }
@@ -109,7 +140,7 @@ class ForwardRows {
             if (in_tile >= tile.rows) {
                 continue;
             }
-            const int64_t row = first_row + in_tile;
+            const int64_t row = row_of(in_tile);
             const float factor = final_factor<kSilu>(p.in, row, head, peak[h], total, t() == 0);
             T* out = static_cast<T*>(p.in.out) + (row * p.in.heads + head) * p.in.value_dim;
             const int dim = static_cast<int>(p.in.value_dim);
@@ -166,7 +197,12 @@ class ForwardRows {
     }
 
     __device__ __forceinline__ bool sees_key(int h, int key) const {
-        return sees(begin[h], end[h], limits.context, key);
+        if constexpr (kReads) {
+            const RowSpan& span = shared_spans[warp_row + g() + 8 * h];
+            return sees(span.begin, span.end, limits.context, key);
+        } else {
+            return sees(begin[h], end[h], limits.context, key);
+        }
     }
 
     // Scores: scale * product + bias.
@@ -184,19 +220,27 @@ class ForwardRows {
                 for (int h = 0; h < 2; ++h) {
                     weights[n][2 * h + e] =
                         weights[n][2 * h + e] * p.in.scale +
-                        pair_bias(p, key - position[h], time_gap(time[h], clock));
+                        pair_bias(p, key - position_of(h), time_gap(time[h], clock));
                 }
             }
         }
     }
 
-    Limits limits;
+    Kept<Limits> limits;
     float sums[kColumns][4];
     float weights[kKeys][4];
 
   private:
     __device__ __forceinline__ static int g() { return static_cast<int>(threadIdx.x) % 32 / 4; }
     __device__ __forceinline__ static int t() { return static_cast<int>(threadIdx.x) % 4; }
+
+    __device__ __forceinline__ int64_t row_of(int in_tile) const {
+        return s.first_row + tile.first - s.cached + (targets ? s.history : 0) + in_tile;
+    }
+
+    __device__ __forceinline__ int position_of(int h) const {
+        return kReads ? shared_spans[warp_row + g() + 8 * h].position : position[h];
+    }
 
     // Scores in powers of two to weights below the new peak. A row that sees no key keeps its bits.
     __device__ __forceinline__ void soften() {
@@ -229,7 +273,7 @@ class ForwardRows {
     }
 
     const AttentionParams& p;
-    const TileRows tile;
+    const Kept<TileRows> tile;
     const bool targets;
     const int head, warp_row;
 
@@ -238,9 +282,10 @@ class ForwardRows {
     const int64_t first_row;  // of q
 
   private:
-    int begin[2], end[2];      // of the lane's two rows on the history
+    int begin[2], end[2];  // of the lane's two rows on the history
+    const RowSpan* shared_spans;
     float peak[2], weight[2];  // weight: of the lane's columns
-    int position[kBias ? 2 : 1];
+    int position[2];
     int64_t time[kBias ? 2 : 1];
 };
 

@@ -10,6 +10,13 @@
 
 namespace pylum::cuda {
 
+// x, of which the compiler knows nothing: what follows from it is worked out where it is used and
+// not kept in registers from before a loop.
+__device__ __forceinline__ int opaque(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // 16-byte chunks of a row are permuted by the row's number, so that eight rows of a column of
 // chunks lie in different banks.
 //
@@ -29,42 +36,36 @@ __device__ __forceinline__ bool wide_rows(const void* at, int64_t row, int64_t b
            by_head % kPack<T> == 0 && dim % kPack<T> == 0;
 }
 
-// A tile whose rows are not aligned to 16 bytes, element by element.
-template <typename T, int kDim, int kRows, int kThreads>
-__device__ __forceinline__ void load_tile_narrow(T* to, const T* from, int64_t stride, int rows,
-                                                 int dim) {
-    constexpr int kChunks = kDim / kPack<T>;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
-        const int row = i / kChunks, column = i % kChunks * kPack<T>;
-        Pack<T, kPack<T>> x;
-#pragma unroll
-        for (int e = 0; e < kPack<T>; ++e) {
-            const bool inside = row < rows && column + e < dim;
-            x.at[e] = !from    ? from_float<T>(quiet_nan())
-                      : inside ? from[row * stride + column + e]
-                               : from_float<T>(0.0f);
-        }
-        store_pack<kPack<T>>(to + tile_place<T, kDim>(row, column), x);
-    }
-}
-
 // Rows [0, rows) of `from` to a tile of kRows, behind the caller's back where `wide` says that all
 // is aligned to 16 bytes; zeros past `rows` and `dim`, NaN everywhere where `from` is null.
 template <typename T, int kDim, int kRows, int kThreads>
 __device__ __forceinline__ void load_tile(T* to, const T* from, int64_t stride, int rows, int dim,
                                           bool wide) {
-    if (!wide || !from) {
-        load_tile_narrow<T, kDim, kRows, kThreads>(to, from, stride, rows, dim);
+    constexpr int kChunks = kDim / kPack<T>, kStep = kThreads / kChunks;
+    static_assert(kThreads % kChunks == 0 && kRows % kStep == 0);
+    const int thread = opaque(static_cast<int>(threadIdx.x));
+    const int column = thread % kChunks * kPack<T>;
+    int row = thread / kChunks;
+    const T* at = from + row * stride + column;
+    if (wide && from) {
+#pragma unroll 4
+        for (int i = 0; i < kRows / kStep; ++i) {
+            const bool valid = row < rows && column < dim;
+            copy_async16(to + tile_place<T, kDim>(row, column), valid ? at : from, valid);
+            row += kStep;
+            at += kStep * stride;
+        }
         return;
     }
-    constexpr int kChunks = kDim / kPack<T>;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
-        const int row = i / kChunks, column = i % kChunks * kPack<T>;
-        const bool valid = row < rows && column < dim;
-        copy_async16(to + tile_place<T, kDim>(row, column),
-                     valid ? from + row * stride + column : from, valid);
+#pragma unroll 1
+    for (; row < kRows; row += kStep, at += kStep * stride) {
+        Pack<T, kPack<T>> x;
+#pragma unroll
+        for (int e = 0; e < kPack<T>; ++e) {
+            const bool inside = row < rows && column + e < dim;
+            x.at[e] = !from ? from_float<T>(quiet_nan()) : inside ? at[e] : from_float<T>(0.0f);
+        }
+        store_pack<kPack<T>>(to + tile_place<T, kDim>(row, column), x);
     }
 }
 
@@ -105,19 +106,19 @@ template <typename T, int kDim, int kCount>
 __device__ __forceinline__ void add_rows_by_rows(float (&out)[kCount][4], const T* a, int first_row,
                                                  const T* b) {
     constexpr int kDepth = 2 * kPack<T>;  // elements in 32 bytes
-    const int lane = static_cast<int>(threadIdx.x) % 32, matrix = lane / 8, row = lane % 8;
+    const int lane = opaque(static_cast<int>(threadIdx.x)) % 32, matrix = lane / 8, row = lane % 8;
+    const int of_a = tile_place<T, kDim>(first_row + matrix % 2 * 8 + row, matrix / 2 * kPack<T>);
+    const int of_b = tile_place<T, kDim>(matrix / 2 * 8 + row, matrix % 2 * kPack<T>);
     // Unrolled as a whole, this holds the addresses of every step, which the registers lack.
     [[maybe_unused]] constexpr int kSteps = sizeof(T) == 2 ? 2 : 1;
 #pragma unroll kSteps
     for (int d = 0; d < kDim; d += kDepth) {
         uint32_t left[4];
-        load_matrices(left, a + tile_place<T, kDim>(first_row + matrix % 2 * 8 + row,
-                                                    d + matrix / 2 * kPack<T>));
+        load_matrices(left, a + (of_a ^ d));
 #pragma unroll
         for (int n = 0; n < kCount; n += 2) {
             uint32_t right[4];
-            load_matrices(right, b + tile_place<T, kDim>(n * 8 + matrix / 2 * 8 + row,
-                                                         d + matrix % 2 * kPack<T>));
+            load_matrices(right, b + n * 8 * kDim + (of_b ^ d));
             add_product<T>(out[n], left, right[0], right[1]);
             add_product<T>(out[n + 1], left, right[2], right[3]);
         }
@@ -134,14 +135,32 @@ __device__ __forceinline__ uint32_t pair_of(float x, float y) {
     return bits;
 }
 
+// The first kBy fragments to the end.
+template <int kBy, int kCount>
+__device__ __forceinline__ void rotate(float (&x)[kCount][4]) {
+    float first[kBy][4];
+#pragma unroll
+    for (int n = 0; n < kCount + kBy; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (n < kBy) {
+                first[n][i] = x[n][i];
+            } else {
+                x[n - kBy][i] = n < kCount ? x[n % kCount][i] : first[n % kCount % kBy][i];
+            }
+        }
+    }
+}
+
 // out [16, kDim] += weights [16, 8 * kCount] * b [8 * kCount, kDim], a tile; weights are rounded
-// to T.
+// to T and stay as they are.
 template <typename T, int kDim, int kCount>
-__device__ __forceinline__ void add_weighted(float (&out)[kDim / 8][4],
-                                             const float (&weights)[kCount][4], const T* b) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+__device__ __forceinline__ void add_weighted(float (&out)[kDim / 8][4], float (&weights)[kCount][4],
+                                             const T* b) {
     if constexpr (sizeof(T) == 2) {
+        const int lane = opaque(static_cast<int>(threadIdx.x)) % 32;
         const int matrix = lane / 8, row = lane % 8;
+        const int place = tile_place<T, kDim>(matrix % 2 * 8 + row, matrix / 2 * 8);
 #pragma unroll
         for (int k = 0; k < kCount; k += 2) {
             const uint32_t left[4] = {pair_of<T>(weights[k][0], weights[k][1]),
@@ -151,9 +170,8 @@ __device__ __forceinline__ void add_weighted(float (&out)[kDim / 8][4],
 #pragma unroll
             for (int n = 0; n < kDim / 8; n += 2) {
                 uint32_t right[4];
-                load_matrices_transposed(
-                    right,
-                    b + tile_place<T, kDim>(k * 8 + matrix % 2 * 8 + row, n * 8 + matrix / 2 * 8));
+                load_matrices_transposed(right,
+                                         b + k * 8 * kDim + n / 8 * 64 + (place ^ n % 8 * 8));
                 multiply<T>(out[n], left, right[0], right[1]);
                 multiply<T>(out[n + 1], left, right[2], right[3]);
             }
@@ -161,21 +179,31 @@ __device__ __forceinline__ void add_weighted(float (&out)[kDim / 8][4],
     } else {
         // The order of depth is free: columns t and t + 4 of the left side are keys 2 t, 2 t + 1,
         // as they stand in the fragment.
-        // Places by `^`: addresses of all columns, or values loaded for later steps, would be more
-        // than the registers hold.
-        const int g = lane / 4, t = lane % 4;
-        const int even = tile_place<T, kDim>(2 * t, g), odd = tile_place<T, kDim>(2 * t + 1, g);
+        // Places by `^`: addresses of all columns, or values loaded for later ones, would be more
+        // than the registers hold. Nor do they hold 256 columns beside both parts of all weights:
+        // there the weights pass by in a ring.
+        constexpr int kSteps = kDim > 128 ? 1 : kCount;
+#pragma unroll 1
+        for (int turn = 0; turn < kCount; turn += kSteps) {
+            const int lane = opaque(static_cast<int>(threadIdx.x)) % 32, g = lane / 4, t = lane % 4;
+            const int even = tile_place<T, kDim>(2 * t, g), odd = tile_place<T, kDim>(2 * t + 1, g);
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) {
-            __syncwarp();
-            const uint32_t left[4] = {
-                __float_as_uint(weights[k][0]), __float_as_uint(weights[k][2]),
-                __float_as_uint(weights[k][1]), __float_as_uint(weights[k][3])};
+            for (int k = 0; k < kSteps; ++k) {
+                const uint32_t left[4] = {
+                    __float_as_uint(weights[k][0]), __float_as_uint(weights[k][2]),
+                    __float_as_uint(weights[k][1]), __float_as_uint(weights[k][3])};
 #pragma unroll
-            for (int n = 0; n < kDim / 8; ++n) {
-                const T* key = b + k * 8 * kDim + n / 4 * 32;
-                add_product<T>(out[n], left, __float_as_uint(key[even ^ n % 4 * 8]),
-                               __float_as_uint(key[odd ^ n % 4 * 8]));
+                for (int n = 0; n < kDim / 8; ++n) {
+                    if (n % 4 == 0) {
+                        __syncwarp();
+                    }
+                    const T* key = b + (turn + k) * 8 * kDim + n / 4 * 32;
+                    add_product<T>(out[n], left, __float_as_uint(key[even ^ n % 4 * 8]),
+                                   __float_as_uint(key[odd ^ n % 4 * 8]));
+                }
+            }
+            if constexpr (kSteps < kCount) {
+                rotate<kSteps>(weights);
             }
         }
     }
@@ -190,7 +218,7 @@ template <typename T, int kElements, int kThreads>
 __device__ __forceinline__ bool tile_is_broken(const T* tile) {
     bool broken = false;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kElements / kPack<T>; i += kThreads) {
+    for (int i = opaque(static_cast<int>(threadIdx.x)); i < kElements / kPack<T>; i += kThreads) {
         const auto pack = load_pack<kPack<T>>(tile + i * kPack<T>);
 #pragma unroll
         for (int e = 0; e < kPack<T>; ++e) {
@@ -211,7 +239,7 @@ __device__ __forceinline__ void take_broken(T* tile, unsigned* broken) {
     }
     __syncthreads();
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
+    for (int i = opaque(static_cast<int>(threadIdx.x)); i < kRows * kDim; i += kThreads) {
         if (!finite(to_float(tile[i]))) {
             tile[i] = from_float<T>(0.0f);
             const int row = i / kDim;
@@ -228,7 +256,7 @@ __device__ __forceinline__ void add_broken_rows(float (&out)[kDim / 8][4],
                                                 const float (&weights)[kCount][4], const T* from,
                                                 int64_t stride, int64_t dim, const unsigned* broken,
                                                 float (&line)[kDim], const Sees& sees) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = opaque(static_cast<int>(threadIdx.x)) % 32;
 #pragma unroll 1
     for (int row = 0; row < 8 * kCount; ++row) {
         if (!(broken[row / 32] >> row % 32 & 1u)) {
