@@ -9,7 +9,6 @@ from tests.ops.test_embedding_sequence import (  # noqa: F401
     test_a_row_gradient_depends_on_its_own_tokens_only,
     test_compile_export_and_autocast,
     test_double_backward_is_an_error,
-    test_equals_reference,
     test_errors_name_the_argument,
     test_expanded_gradient,
     test_one_table_is_an_exact_copy,
@@ -20,10 +19,25 @@ from tests.ops.test_embedding_sequence import (  # noqa: F401
 )
 
 pytestmark = pytest.mark.usefixtures("cuda")
+# As those of the op, of fewer tokens.
+SHAPES = [
+    *op.SHAPES[:-2],
+    pytest.param(35, [50, 7, 2], [65, 65, 65], id="unaligned"),
+    pytest.param(90, [1000, 3], [128, 128], id="long-rows"),
+]
+
+
+@pytest.mark.parametrize("with_positions", [False, True], ids=["", "positions"])
+@pytest.mark.parametrize("dtype", [None, op.FLOAT, op.HALF], ids=str)
+@pytest.mark.parametrize("dtypes", [[op.FLOAT], [op.HALF], [op.FLOAT, op.HALF]], ids=str)
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+@pytest.mark.parametrize(("tokens", "rows", "dims"), SHAPES)
+def test_equals_reference(tokens, rows, dims, combine, dtypes, dtype, with_positions):
+    op.test_equals_reference(tokens, rows, dims, combine, dtypes, dtype, with_positions)
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum"])
-@pytest.mark.parametrize(("tokens", "rows", "dims"), op.SHAPES)
+@pytest.mark.parametrize(("tokens", "rows", "dims"), SHAPES)
 def test_float16_equals_plain(tokens, rows, dims, combine):
     dtypes = [torch.float16, torch.float32]
     tables, indices, _ = op.make(tokens, rows, dims, dtypes)
