@@ -14,18 +14,18 @@ COLUMNS = "arch\tfile\tkernel\tregisters\tstack\tshared\tlocal\twide\tmatrix"
 
 # Kernels that may use local memory, by name, and why; the table holds how much.
 WHY = {
-    r"cuda::forward_kernel<float, 64,": "six words of a thread, for a third block on each "
-    "multiprocessor: 168 registers",
-    r"cuda::forward_kernel<float, 128,": "two words of a thread beside 255 registers; fewer rows "
-    "or columns would read the keys twice",
-    r"cuda::\w*forward\w*<\w+, 256,": "sums of 256 columns are 128 registers, fewer "
-    "columns would read the keys twice; not shown to pay, GPU_QUEUE 7",
-    r"cuda::\w*backward\w*<": "two or three sums of a tile at once, smaller tiles would repeat "
-    "products; not shown to pay, GPU_QUEUE 7",
+    r"cuda::backward_kernel<float, 128,": "one word of a thread beside 255 registers: 2 of 4,806 "
+    "instructions for each block of keys, 3 of 6,330 for each of queries; fewer pairs at a time "
+    "would read the rows' factors more often",
+    r"cuda::forward_kernel<float, 128,": "two words of a thread beside 255 registers: 4 of 7,376 "
+    "instructions for each block of keys",
+    r"cuda::forward_kernel<float, 64,": "SiLU with a bias: 20 to 36 words of a thread beside 255 "
+    "registers; not shown to pay, GPU_QUEUE 7",
+    r"cuda::backward_sm90_kernel<": "two sums of a tile at once, smaller tiles would repeat "
+    "products; not shown to pay, GPU_QUEUE 19",
     r"cuda::own_keys_kernel<float,": "two words of a target's state, once a target",
-    r"sampled_softmax::pass_kernel<float,": "two to eight words of a thread beside 255 registers: "
-    "float32 as three tf32 products holds every factor twice; fewer rows would meet the other "
-    "side more often",
+    r"sampled_softmax::pass_kernel<float, 256": "two words of a thread beside 255 registers: "
+    "float32 as three tf32 products holds every factor twice",
 }
 
 
