@@ -226,14 +226,12 @@ class ForwardTile {
 
 // Blocks of a multiprocessor that the registers must leave room for; 0: the compiler's choice.
 // Shared memory has room for three of 64 columns of 16 bits: none is gained by a word less.
-template <typename T, int kDim, bool kBias>
-constexpr int kForwardBlocks = kBias                          ? 1
-                               : sizeof(T) == 2 && kDim == 64 ? 3
-                                                              : 0;
+template <typename T, int kDim>
+constexpr int kForwardBlocks = sizeof(T) == 2 && kDim == 64 ? 3 : 0;
 
 // History rows at once; targets one chunk of keys after the other, each to a part in memory.
 template <typename T, int kDim, bool kSilu, bool kBias>
-__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, kForwardBlocks<T, kDim, kBias>)
+__global__ void __launch_bounds__(ForwardShape<T, kDim>::kThreads, kForwardBlocks<T, kDim>)
     forward_kernel(const __grid_constant__ AttentionParams p, bool targets) {
     using Shape = ForwardShape<T, kDim>;
     using Tiles = ForwardTiles<T, kDim>;
