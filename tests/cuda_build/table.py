@@ -19,7 +19,7 @@ WHY = {
     "would read the rows' factors more often",
     r"cuda::forward_kernel<float, 128,": "two words of a thread beside 255 registers: 4 of 7,376 "
     "instructions for each block of keys",
-    r"cuda::backward_sm90_kernel<": "dk and dv of 128 columns with a bias: the parity of a stage and "
+    r"cuda::backward_sm90_kernel<": "dk and dv of 128 columns with a bias: a stage's parity and "
     "two words of the threads that bring rows, 9 of 11,824 instructions; the sums of a tile fill "
     "the registers, smaller tiles would repeat products",
     r"cuda::own_keys_kernel<float,": "two words of a target's state, once a target",
