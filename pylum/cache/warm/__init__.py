@@ -9,7 +9,9 @@ What is promised of their answers, on a GPU:
   rows: between a padded call and the same one without a recording, or between calls of two sizes,
   answers may differ in the last bits.
 * Among calls of one size, an answer depends on its own row, history and question alone: whoever is
-  asked beside it, and however many rows are padding, it is the same to the bit.
+  asked beside it, and however many rows are padding, it is the same to the bit. Of an HSTU that
+  holds for its tokens as they are looked up before the recording; where items have features those
+  are products of torch too, of as many rows as there are items.
 """
 
 from pylum.cache.warm.questions import WarmQuestions
